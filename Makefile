@@ -1,0 +1,48 @@
+# Everything a stranger needs: `make demo` and `make test` on a machine with Python >= 3.11, make and git.
+PYTHON ?= python3
+UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
+READY := .venv/.ready
+STUDY ?= config/demo.yaml
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export UV_PYTHON := $(PYTHON)
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: help setup demo test lint format schemas clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
+
+setup: $(READY)  ## create .venv with the locked packages
+
+$(READY): pyproject.toml uv.lock | $(UV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	$(UV) sync --locked --quiet
+	@touch $@
+
+.tools/bin/uv:
+	$(PYTHON) -m venv .tools
+	.tools/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+
+demo: $(READY)  ## regenerate the demo study: all defenses, AutoAttack, tables, figures
+	snakemake --quiet rules --configfile config/demo.yaml
+	@echo; cat results/demo/tables/digits.md; echo
+	@echo "Tables:  results/demo/tables   Figures: results/demo/figures   Runs: results/demo/runs"
+
+test: $(READY)  ## run the tests
+	python -m pytest
+
+lint: $(READY)  ## check style, formatting and the workflow
+	ruff check .
+	ruff format --check .
+	snakefmt --check workflow
+
+format: $(READY)  ## apply the formatters
+	ruff check --fix .
+	ruff format .
+	snakefmt workflow
+
+schemas: $(READY)  ## write workflow/schemas from sat_core/config.py
+	python workflow/schemas/refresh.py
+
+clean:  ## remove the environment, not the results
+	rm -rf .venv .tools

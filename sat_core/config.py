@@ -1,0 +1,420 @@
+"""What a study file says, checked and resolved to one frozen :class:`Run` per network to train.
+
+A study is one YAML file: tables x models x defenses x epsilons x seeds. What it leaves unsaid comes from
+``datasets/<dataset>.yaml`` beside it, or else from the project's own ``config/datasets``. Torch is not imported here:
+Snakemake reads this module at every start.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+PROJECT_CONFIG = Path(__file__).resolve().parent.parent / "config"
+T = TypeVar("T")
+AXES = ("dataset", "model", "defense", "epsilon", "seed")
+
+
+class ConfigError(ValueError):
+    """Something a user wrote is wrong; the message is one sentence: what, where, and what is allowed."""
+
+
+def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
+    """The sentence for a name that is not among ``allowed``, with the nearest right one first."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(str(name), allowed, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"unknown {kind} '{name}'{hint} (allowed: {', '.join(allowed) or 'none'})"
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is expected, not true/false")
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _fraction(value: Any) -> Any:
+    """Numbers may be written as fractions: '1/4' is 0.25."""
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"'{value}' is not a number or a fraction such as 1/4") from None
+    return _not_bool(value)
+
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Natural = Annotated[int, Field(ge=0, strict=True)]
+Number = Annotated[float, BeforeValidator(_fraction), Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Name = Annotated[str, Field(strict=True, pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+
+
+class Frozen(BaseModel):
+    """Base of every configuration object: immutable, and unknown keys are errors that name the nearest right key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise ValueError(unknown("key", key, cls.model_fields))
+        return data
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """An L_inf radius in pixel units, kept as typed: ``0.3`` or ``8/255``. 0 < value <= 1."""
+
+    text: str
+
+    @classmethod
+    def parse(cls, raw: Any) -> Epsilon:
+        """From YAML or a path; raises ValueError unless it is a number or fraction in (0, 1]."""
+        if isinstance(raw, cls):
+            return raw
+        text = str(raw).strip() if isinstance(raw, (str, int, float)) and not isinstance(raw, bool) else ""
+        try:
+            ok = set(text) <= set("0123456789./") and 0 < Fraction(text) <= 1
+        except (ValueError, ZeroDivisionError):
+            ok = False
+        if not ok:
+            raise ValueError(f"epsilon '{raw}' is not a number or fraction in (0, 1], such as 0.3 or 8/255")
+        return cls(text)
+
+    @property
+    def value(self) -> float:
+        return float(Fraction(self.text))
+
+    @property
+    def slug(self) -> str:
+        """The form used in paths: ``8/255`` is ``8-255``."""
+        return self.text.replace("/", "-")
+
+    def __str__(self) -> str:
+        return self.text
+
+
+EpsilonField = Annotated[
+    Epsilon,
+    BeforeValidator(Epsilon.parse),
+    pydantic.PlainSerializer(str, return_type=str),
+    pydantic.WithJsonSchema({"type": ["number", "string"]}),
+]
+
+
+class Data(Frozen):
+    """Where a dataset comes from and what its images look like."""
+
+    source: Literal["digits", "mnist", "fashion"]
+    root: str = Field("data", description="folder of the files; downloaded to if they are not there")
+    image: tuple[Count, Count, Count] = Field(description="channels, height, width")
+    classes: Annotated[int, Field(ge=2, strict=True)]
+    mean: list[Number] = Field([0.0], description="per channel, subtracted inside the model")
+    std: list[Positive] = Field([1.0], description="per channel, divided by inside the model")
+
+
+class Training(Frozen):
+    """SGD with momentum; the learning rate is divided by 10 at the start of each milestone epoch."""
+
+    epochs: Count
+    batch_size: Count = 128
+    lr: Positive
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
+    milestones: list[Count] = Field([], description="epochs (counted from 0) at which lr is divided by 10")
+
+    @pydantic.model_validator(mode="after")
+    def _milestones_within(self) -> Training:
+        if self.milestones != sorted(set(self.milestones)) or any(m >= self.epochs for m in self.milestones):
+            raise ValueError(f"milestones {self.milestones} must increase and lie below epochs ({self.epochs})")
+        return self
+
+
+class Attack(Frozen):
+    """The PGD of the training loop, in L_inf."""
+
+    steps: Count = 10
+    relative_step_size: Positive = Field(0.25, description="step_size / epsilon; may be a fraction such as 1/15")
+
+
+class Validation(Frozen):
+    """Held-out part of the training images, attacked every epoch to choose the weights that are evaluated."""
+
+    fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
+
+
+class Evaluation(Frozen):
+    """AutoAttack, `standard`, L_inf, on the test images."""
+
+    images: Count | None = Field(None, description="the first so many test images; all of them if absent")
+    batch_size: Count = 512
+    seed: Natural = 0
+
+
+class Resources(Frozen):
+    """What one job asks of the machine. `threads` is part of the result: sums depend on it in the last bit."""
+
+    threads: Count = 1
+
+
+class Settings(Frozen):
+    """Everything that may be set for a run; each part is optional here and completed from the dataset's file."""
+
+    data: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    attack: dict[str, Any] = {}
+    validation: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+    resources: dict[str, Any] = {}
+    options: dict[str, Any] = Field({}, description="of the defense: the fields of its class")
+
+
+class Where(Frozen):
+    """Which runs an override touches: those that agree with every axis given (one value or a list)."""
+
+    dataset: Annotated[list[Name], BeforeValidator(_as_list)] | None = None
+    model: Annotated[list[Name], BeforeValidator(_as_list)] | None = None
+    defense: Annotated[list[Name], BeforeValidator(_as_list)] | None = None
+    epsilon: Annotated[list[EpsilonField], BeforeValidator(_as_list)] | None = None
+    seed: Annotated[list[Natural], BeforeValidator(_as_list)] | None = None
+
+    def matches(self, run: RunId, base_defense: str) -> bool:
+        """``base_defense`` lets a variant inherit what is said of the defense it varies."""
+        names = {axis: {getattr(run, axis)} for axis in AXES} | {"defense": {run.defense, base_defense}}
+        return all(wanted is None or names[axis] & set(wanted) for axis, wanted in self)
+
+
+class Override(Frozen):
+    where: Where = Where()
+    set: Settings
+
+
+class DatasetFile(Settings):
+    """``config/datasets/<name>.yaml``: the data and the protocol usual for it."""
+
+    overrides: list[Override] = []
+
+
+class Variant(Frozen):
+    """A defense under another name with other options, to stand as a row of its own."""
+
+    defense: Name
+    options: dict[str, Any] = {}
+
+
+class Table(Frozen):
+    """One table of the paper: every model x defense x epsilon x seed on one dataset."""
+
+    caption: str = ""
+    dataset: Name
+    models: list[Name] = Field(min_length=1)
+    defenses: list[Name] = Field(min_length=1)
+    epsilons: list[EpsilonField] = Field(min_length=1)
+    seeds: list[Natural] = Field([0], min_length=1)
+
+    @pydantic.field_validator("models", "defenses", "epsilons", "seeds")
+    @classmethod
+    def _distinct(cls, values: list) -> list:
+        if len(set(values)) < len(values):
+            raise ValueError(f"listed twice: {', '.join(sorted({str(v) for v in values if values.count(v) > 1}))}")
+        return values
+
+    @property
+    def run_ids(self) -> list[RunId]:
+        return [
+            RunId(self.dataset, model, defense, epsilon, seed)
+            for model in self.models
+            for defense in self.defenses
+            for epsilon in self.epsilons
+            for seed in self.seeds
+        ]
+
+
+class StudyFile(Frozen):
+    """The whole of ``config/<study>.yaml``."""
+
+    description: str = ""
+    tables: dict[Name, Table] = Field(min_length=1)
+    variants: dict[Name, Variant] = {}
+    overrides: list[Override] = []
+
+
+@dataclass(frozen=True)
+class RunId:
+    """The address of a run; its :attr:`path` is both a folder and the word the command line takes."""
+
+    dataset: str
+    model: str
+    defense: str
+    epsilon: Epsilon
+    seed: int
+
+    @property
+    def path(self) -> str:
+        return f"{self.dataset}/{self.model}/{self.defense}/eps{self.epsilon.slug}/seed{self.seed}"
+
+    @classmethod
+    def parse(cls, path: str) -> RunId:
+        """From ``<dataset>/<model>/<defense>/eps<epsilon>/seed<seed>``; raises ConfigError."""
+        try:
+            dataset, model, defense, epsilon, seed = path.strip("/").split("/")
+            if not (epsilon.startswith("eps") and seed.startswith("seed") and seed[4:].isdigit()):
+                raise ValueError("its last parts are eps<epsilon>/seed<seed>")
+            return cls(dataset, model, defense, Epsilon.parse(epsilon[3:].replace("-", "/")), int(seed[4:]))
+        except ValueError as error:
+            raise ConfigError(
+                f"run '{path}' is not of the form dataset/model/defense/eps0.3/seed0 "
+                f"(8/255 is written eps8-255): {error}"
+            ) from None
+
+
+class Run(Frozen):
+    """One network to train and judge, with nothing left open. ``base`` is the defense that ``defense`` varies."""
+
+    study: str
+    dataset: str
+    model: str
+    defense: str
+    base: str
+    epsilon: EpsilonField
+    seed: int
+    data: Data
+    training: Training
+    attack: Attack
+    validation: Validation
+    evaluation: Evaluation
+    resources: Resources
+    options: dict[str, Any]
+
+    @property
+    def id(self) -> RunId:
+        return RunId(self.dataset, self.model, self.defense, self.epsilon, self.seed)
+
+    @property
+    def folder(self) -> Path:
+        """Where its files go, relative to the working directory."""
+        return Path("results", self.study, "runs", self.id.path)
+
+    @property
+    def training_config(self) -> dict[str, Any]:
+        """What the trained weights depend on, as plain JSON types. The place of the data is not part of it."""
+        config = self.model_dump(mode="json", exclude={"study", "evaluation"})
+        del config["data"]["root"]
+        return config
+
+    def digest(self, *parts: Any) -> str:
+        """A short fingerprint of :attr:`training_config` and ``parts`` (JSON types)."""
+        text = json.dumps([self.training_config, *parts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Study:
+    """A study file read, checked and ready to give its runs. Raises ConfigError with one sentence."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.name = self.path.stem
+        if not pydantic.TypeAdapter(Name).validator.isinstance_python(self.name):
+            raise ConfigError(f"{path}: a study's file name is its name: a-z, 0-9, '-' and '_' only, then .yaml")
+        self.file = parse(StudyFile, read_yaml(self.path), self.path)
+        self._dataset_files: dict[str, DatasetFile] = {}
+
+    @property
+    def folder(self) -> Path:
+        return Path("results", self.name)
+
+    @cached_property
+    def run_ids(self) -> dict[str, RunId]:
+        """path -> id, each run once, in the order of the file."""
+        return {run.path: run for table in self.file.tables.values() for run in table.run_ids}
+
+    def dataset_file(self, name: str) -> DatasetFile:
+        if name not in self._dataset_files:
+            folders = [self.path.parent / "datasets", PROJECT_CONFIG / "datasets"]
+            found = {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.yaml"))}
+            if name not in found:
+                raise ConfigError(f"{self.path}: {unknown('dataset', name, found)}")
+            self._dataset_files[name] = parse(DatasetFile, read_yaml(found[name]), found[name])
+        return self._dataset_files[name]
+
+    def run(self, address: str | RunId) -> Run:
+        """The resolved run at an address of this study; raises ConfigError if the study has no such run."""
+        id = RunId.parse(address) if isinstance(address, str) else address
+        if id.path not in self.run_ids:
+            near = difflib.get_close_matches(id.path, self.run_ids, n=1, cutoff=0)
+            raise ConfigError(f"{self.path} has no run '{id.path}'; the nearest it has is '{near[0]}'")
+        variant = self.file.variants.get(id.defense, Variant(defense=id.defense))
+        base = self.dataset_file(id.dataset)
+        merged = base.model_dump(exclude={"overrides"})
+        for override in [*base.overrides, *self.file.overrides]:
+            if override.where.matches(id, variant.defense):
+                merged = merge(merged, override.set.model_dump(exclude_unset=True))
+        merged["options"] = merge(merged["options"], variant.options)
+        identity = {axis: getattr(id, axis) for axis in AXES}
+        return parse(
+            Run, {"study": self.name, "base": variant.defense, **identity, **merged}, f"{self.path}, {id.path}"
+        )
+
+    @property
+    def runs(self) -> list[Run]:
+        return [self.run(id) for id in self.run_ids.values()]
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``over`` on top; nested mappings are merged, everything else is replaced."""
+    nested = {
+        k: merge(base[k], v) for k, v in over.items() if isinstance(v, Mapping) and isinstance(base.get(k), Mapping)
+    }
+    return {**base, **over, **nested}
+
+
+def read_yaml(path: Path) -> Any:
+    """The document in ``path``; raises ConfigError if it is missing or not YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def parse(type_: type[T], raw: Any, where: object) -> T:
+    """``raw`` as a ``type_``; a pydantic error becomes one ConfigError sentence about its first problem."""
+    try:
+        return pydantic.TypeAdapter(type_).validate_python(raw)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{where}: {sentence(error)}") from None
+
+
+def sentence(error: pydantic.ValidationError) -> str:
+    """The first problem of a validation error, as ``place: what is wrong``."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        message = "a mapping (key: value) is expected"
+    if not isinstance(value := first.get("input"), (Mapping, list, type(None))) and str(value) not in message:
+        message += f", not '{value}'"
+    return f"{place}: {message}" if place else message

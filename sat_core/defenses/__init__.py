@@ -1,0 +1,86 @@
+"""Defenses by name: the file ``<name>.py`` in this folder holds the one :class:`Defense` called ``<name>``.
+
+A defense is how to make x' (:meth:`Defense.perturb`: PGD with a stopping rule) and the loss on it
+(:meth:`Defense.loss`). Its fields are its options; a study sets them under ``options``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sat_core.attacks import PGD, Perturbation, cross_entropy, uniform_start
+from sat_core.config import ConfigError, Frozen, Training, parse, unknown
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training step as a defense sees it.
+
+    ``x`` float32 (N, C, H, W) in [0, 1]; ``y`` int64 (N,); ``index`` (N,): places in the training set;
+    ``epoch`` counts from 0; ``state``: the defense's own tensors, kept across steps and in checkpoints.
+    """
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    epoch: int
+    attack: PGD
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Defense(Frozen):
+    """Base of all defenses. As it stands it is Madry's: PGD on the cross entropy, never stopped, then train on x'."""
+
+    selects_on: ClassVar[str] = "robust"
+
+    def check(self, training: Training) -> None:
+        """Raise ValueError if the options do not fit the training schedule."""
+
+    def curriculum_value(self, epoch: int) -> float | None:
+        """The lambda of this epoch, for the records; None where there is no curriculum."""
+        return None
+
+    def initial_state(self, train_size: int, device: torch.device) -> dict[str, Tensor]:
+        """Tensors to keep across steps, at the start of training."""
+        return {}
+
+    def perturb(self, batch: Batch) -> Perturbation:
+        """The inner maximisation: x' for a batch."""
+        start = uniform_start(batch.x, batch.attack.epsilon)
+        return batch.attack(batch.model, batch.x, cross_entropy(batch.y), start=start)
+
+    def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
+        """The outer loss, a scalar; the model is in train mode."""
+        return F.cross_entropy(batch.model(x_adv), batch.y)
+
+
+def names() -> list[str]:
+    """Every defense there is."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def build(name: str, options: dict[str, Any], training: Training) -> Defense:
+    """The defense ``name`` with its options checked; raises ConfigError."""
+    if name not in names():
+        raise ConfigError(unknown("defense", name, names()))
+    module = importlib.import_module(f"{__name__}.{name}")
+    (found,) = (
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, Defense) and member.__module__ == module.__name__
+    )
+    defense = parse(found, options, f"options of defense '{name}'")
+    try:
+        defense.check(training)
+    except ValueError as error:
+        raise ConfigError(f"options of defense '{name}': {error}") from None
+    return defense

@@ -1,0 +1,49 @@
+"""Networks by name. Each takes float32 (N, C, H, W) in [0, 1] and returns logits (N, classes)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sat_core.config import ConfigError, Data, unknown
+from sat_core.models.cnn import cnn, small
+
+BUILDERS = {"cnn": cnn, "small": small}
+
+
+class Normalized(nn.Module):
+    """A network that normalises its own input, so that attacks work on plain pixels."""
+
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network((x - self.mean) / self.std)
+
+
+def build(name: str, data: Data) -> nn.Module:
+    """The network ``name`` for a dataset's image size and classes, freshly initialised from torch's global RNG.
+
+    Raises ConfigError for an unknown name, and for a network that does not fit the images.
+    """
+    if name not in BUILDERS:
+        raise ConfigError(unknown("model", name, BUILDERS))
+    channels, height, width = data.image
+    if not len(data.mean) == len(data.std) == channels:
+        raise ConfigError(f"data.mean and data.std need one number for each of the {channels} channels")
+    try:
+        model = Normalized(BUILDERS[name](data.image, data.classes), data.mean, data.std)
+    except ValueError as error:
+        raise ConfigError(
+            f"model '{name}' does not fit images of {channels}x{height}x{width} (C x H x W): {error}"
+        ) from None
+    return model
+
+
+def check(name: str, data: Data) -> None:
+    """Raise ConfigError unless the network exists and accepts the images; allocates nothing."""
+    with torch.device("meta"):
+        build(name, data)

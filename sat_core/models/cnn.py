@@ -1,0 +1,41 @@
+"""Plain convolutional networks for small grey images."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def cnn(image: tuple[int, int, int], classes: int) -> nn.Module:
+    """The paper's MNIST network for 28x28 images [A]; its little sibling :func:`small` for 8x8 ones [C]."""
+    if image[1:] == (8, 8):
+        return small(image, classes)
+    if image[1:] != (28, 28):
+        raise ValueError("it is made for 28x28 (the paper's) or 8x8 images")
+    return nn.Sequential(
+        nn.Conv2d(image[0], 64, 8, stride=2, padding=3),
+        nn.ReLU(),
+        nn.Conv2d(64, 128, 6, stride=2, padding=3),
+        nn.ReLU(),
+        nn.Conv2d(128, 128, 5),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(2048, classes),
+    )
+
+
+def small(image: tuple[int, int, int], classes: int) -> nn.Module:
+    """Three 3x3 convolutions, two of them strided, and one linear layer [C]; for any image of at least 4x4."""
+    channels, height, width = image
+    if min(height, width) < 4:
+        raise ValueError("it needs at least 4x4")
+    features = 64 * -(-height // 4) * -(-width // 4)
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(features, classes),
+    )

@@ -1,0 +1,25 @@
+"""What a study will do, before it does it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from sat_core import defenses, models
+from sat_core.config import ConfigError, Run
+
+
+def check(runs: Iterable[Run]) -> None:
+    """Raise ConfigError unless every run's network fits its images and its defense takes its options."""
+    seen = set()
+    for run in runs:
+        key = json.dumps(
+            [run.model, run.base, run.training_config["data"], run.training_config["training"], run.options]
+        )
+        if key not in seen:
+            seen.add(key)
+            try:
+                defenses.build(run.base, run.options, run.training)
+                models.check(run.model, run.data)
+            except ConfigError as error:
+                raise ConfigError(f"{run.study}, {run.id.path}: {error}") from None

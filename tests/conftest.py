@@ -1,0 +1,52 @@
+"""Fixtures: a small study in a folder of its own, which is also the working directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sat_core.config import Study
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+TINY = {
+    "tables": {
+        "digits": {
+            "dataset": "digits",
+            "models": ["cnn"],
+            "defenses": ["madry", "psat"],
+            "epsilons": [0.3],
+            "seeds": [0],
+        }
+    },
+    "overrides": [
+        {
+            "set": {
+                "training": {"epochs": 2, "milestones": [1]},
+                "attack": {"steps": 2},
+                "evaluation": {"images": 12},
+            }
+        },
+        {"where": {"defense": "psat"}, "set": {"options": {"curriculum": {"kind": "steps", "epochs": [0, 1]}}}},
+    ],
+}
+
+
+@pytest.fixture
+def write_study(tmp_path, monkeypatch):
+    """Write a study file from a dict into tmp_path, make that the working directory, and return the file's path."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(content: object = TINY, name: str = "tiny") -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def tiny(write_study) -> Study:
+    return Study(write_study())

@@ -1,0 +1,130 @@
+"""Study files: what they mean, and one sentence for each way of getting them wrong."""
+
+import copy
+import json
+
+import jsonschema
+import pytest
+import yaml
+from conftest import REPOSITORY, TINY
+
+from sat_core.__main__ import main
+from sat_core.config import ConfigError, Epsilon, RunId, Study
+from sat_core.plan import check
+
+
+def changed(path: str, value: object) -> dict:
+    """TINY with the value at a dotted path replaced (list indices are numbers)."""
+    study = copy.deepcopy(TINY)
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    node = study
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    return study
+
+
+def test_epsilon_is_kept_as_typed_and_survives_the_path():
+    for text, value, slug in (("0.3", 0.3, "0.3"), ("8/255", 8 / 255, "8-255"), ("1", 1.0, "1")):
+        epsilon = Epsilon.parse(text)
+        assert (epsilon.text, epsilon.value, epsilon.slug) == (text, value, slug)
+        id = RunId("cifar10", "cnn", "madry", epsilon, 3)
+        assert RunId.parse(id.path) == id
+
+
+def test_overrides_apply_in_order_and_only_where_they_say(tiny):
+    madry, psat = tiny.run("digits/cnn/madry/eps0.3/seed0"), tiny.run("digits/cnn/psat/eps0.3/seed0")
+    assert madry.training.epochs == psat.training.epochs == 2
+    assert madry.training.lr == 0.05  # from config/datasets/digits.yaml
+    assert madry.options == {}
+    assert psat.options["curriculum"] == {"kind": "steps", "epochs": [0, 1]}
+
+
+def test_a_variant_is_a_row_with_the_options_of_what_it_varies(write_study):
+    study = changed("tables.digits.defenses", ["trades", "trades-mean"])
+    study["variants"] = {"trades-mean": {"defense": "trades", "options": {"reduction": "mean"}}}
+    run = Study(write_study(study)).run("digits/cnn/trades-mean/eps0.3/seed0")
+    assert (run.defense, run.base, run.options) == ("trades-mean", "trades", {"beta": 1, "reduction": "mean"})
+
+
+def test_training_digest_ignores_the_place_of_the_data_and_the_evaluation(write_study):
+    study = changed("overrides.0.set.evaluation.images", 24)
+    study["overrides"].append({"set": {"data": {"root": "/elsewhere"}}})
+    address = "digits/cnn/madry/eps0.3/seed0"
+    original, moved = Study(write_study()).run(address), Study(write_study(study, "other")).run(address)
+    assert original.digest() == moved.digest()
+    study["overrides"].append({"set": {"training": {"lr": 0.1}}})
+    assert Study(write_study(study, "third")).run(address).digest() != original.digest()
+
+
+BAD = {
+    "unknown dataset": (changed("tables.digits.dataset", "digitz"), "unknown dataset 'digitz'; did you mean 'digits'?"),
+    "unknown defense": (changed("tables.digits.defenses", ["madri"]), "unknown defense 'madri'; did you mean 'madry'?"),
+    "unknown model": (changed("tables.digits.models", ["cnm"]), "unknown model 'cnm'; did you mean 'cnn'?"),
+    "unknown key": (changed("tables.digits.defences", ["madry"]), "unknown key 'defences'; did you mean 'defenses'?"),
+    "unknown option": (
+        changed("overrides.0", {"set": {"options": {"betta": 1}}}),
+        "options of defense 'madry': unknown key 'betta'",
+    ),
+    "missing option": (
+        changed("overrides", [{"where": {"defense": "psat"}, "set": {"options": {"curriculum": {"kind": "steps"}}}}])
+        | {"tables": changed("tables.digits.epsilons", ["8/0"])["tables"]},
+        "epsilon '8/0' is not a number or fraction in (0, 1]",
+    ),
+    "epsilon -1": (changed("tables.digits.epsilons", [-1]), "epsilon '-1' is not a number or fraction in (0, 1]"),
+    "epsilon 2": (changed("tables.digits.epsilons", [2]), "epsilon '2' is not"),
+    "epsilon true": (changed("tables.digits.epsilons", [True]), "epsilon 'True' is not"),
+    "twice": (changed("tables.digits.seeds", [0, 0]), "listed twice: 0"),
+    "negative seed": (changed("tables.digits.seeds", [-1]), "tables.digits.seeds.0: "),
+    "escape": (changed("tables.digits.models", ["../cnn"]), "tables.digits.models.0: "),
+    "epochs text": (changed("overrides.0.set.training.epochs", "ten"), "training.epochs: "),
+    "milestone late": (changed("overrides.0.set.training.milestones", [2]), "must increase and lie below epochs (2)"),
+    "curriculum late": (
+        changed("overrides.1.set.options.curriculum.epochs", [0, 2]),
+        "curriculum.epochs [0, 2] reach beyond the last epoch (1)",
+    ),
+    "lr nan": (changed("overrides.0.set.training.lr", float("nan")), "training.lr: "),
+    "steps true": (changed("overrides.0.set.attack.steps", True), "attack.steps: "),
+    "not a mapping": ([1, 2], "a mapping (key: value) is expected"),
+    "no tables": ({"tables": {}}, "tables: "),
+    "not yaml": ("tables: [", "not valid YAML"),
+    "model too large": (
+        changed("overrides.0.set.data", {"image": [1, 9, 9]}),
+        "model 'cnn' does not fit images of 1x9x9 (C x H x W): it is made for 28x28 (the paper's) or 8x8 images",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_study_gets_one_sentence(write_study, name, capsys):
+    content, sentence = BAD[name]
+    path = write_study(content)
+    assert main(["check", "--study", str(path)]) != 0
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert not (path.parent / "results").exists()
+
+
+def test_a_run_outside_the_study_is_refused_with_the_nearest_one(tiny):
+    with pytest.raises(ConfigError, match=r"has no run .*; the nearest it has is 'digits/"):
+        tiny.run("digits/cnn/madry/eps0.4/seed0")
+    with pytest.raises(ConfigError, match="not of the form"):
+        tiny.run("digits/madry")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "config").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_that_ships_is_valid(path):
+    study = Study(path)
+    check(study.runs)
+    schema = json.loads((REPOSITORY / "workflow/schemas/study.schema.json").read_text())
+    jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+
+
+def test_the_editor_schemas_are_those_of_the_code():
+    from sat_core.config import DatasetFile, StudyFile
+
+    for name, model in (("study", StudyFile), ("dataset", DatasetFile)):
+        committed = json.loads((REPOSITORY / f"workflow/schemas/{name}.schema.json").read_text())
+        assert committed == model.model_json_schema(), "run `make schemas`"

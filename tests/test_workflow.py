@@ -1,0 +1,88 @@
+"""The real Snakemake on a real, small study: what runs, what runs again, and what does not."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY, TINY
+
+SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with a tiny study that has been run once."""
+    folder = tmp_path_factory.mktemp("project")
+    for part in ("sat_core", "workflow", "config", "profiles"):
+        shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "config/tiny.yaml").write_text(yaml.safe_dump(TINY))
+    output = snakemake(folder)
+    assert "8 of 8 steps (100%) done" in output or "(100%) done" in output
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str, status: int = 0) -> str:
+    command = [SNAKEMAKE, "--configfile", "config/tiny.yaml", *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=500)
+    output = result.stdout + result.stderr
+    assert result.returncode == status, output
+    return output
+
+
+def jobs(output: str) -> dict[str, int]:
+    """Rule -> number of jobs, from the statistics that a dry run prints."""
+    lines = output.partition("Job stats:")[2].splitlines()[3:]
+    rows = [line.split() for line in lines[: next(i for i, line in enumerate(lines) if not line.strip())]]
+    return {row[0]: int(row[1]) for row in rows if row[0] not in ("total", "all")}
+
+
+def test_everything_promised_is_there(project):
+    results = project / "results/tiny"
+    run = results / "runs/digits/cnn/psat/eps0.3/seed0"
+    for name in ("run.json", "history.csv", "checkpoint.pt", "model.safetensors", "autoattack.csv", "autoattack.json"):
+        assert (run / name).stat().st_size > 0
+    for suffix in ("csv", "md", "tex", "html"):
+        assert (results / f"tables/digits.{suffix}").stat().st_size > 0
+    for kind in ("curves", "tradeoff"):
+        assert (results / f"figures/digits-{kind}.png").read_bytes().startswith(b"\x89PNG")
+        assert (results / f"figures/digits-{kind}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_second_run_has_nothing_to_do(project):
+    assert "Nothing to be done" in snakemake(project)
+
+
+def test_a_deleted_result_is_redone_without_training(project):
+    result = project / "results/tiny/runs/digits/cnn/madry/eps0.3/seed0/autoattack.json"
+    content = result.read_text()
+    result.unlink()
+    assert jobs(snakemake(project, "-n")) == {"evaluate": 1, "table": 1, "figure": 1}
+    result.write_text(content)
+    snakemake(project, "--touch")
+
+
+def test_a_change_in_the_source_reruns_what_it_touches_and_a_comment_nothing(project):
+    source = project / "sat_core/defenses/psat.py"
+    original = source.read_text()
+    source.write_text(original + "\n# a comment changes nothing\n")
+    assert "Nothing to be done" in snakemake(project, "-n")
+    source.write_text(original + "\nEXTRA = 1\n")
+    assert jobs(snakemake(project, "-n"))["train"] == 1
+    source.write_text(original)
+    tables = project / "sat_core/tables.py"
+    original = tables.read_text()
+    tables.write_text(original + "\nEXTRA = 1\n")
+    assert jobs(snakemake(project, "-n")) == {"table": 1, "figure": 2}
+    tables.write_text(original)
+
+
+def test_a_bad_study_stops_before_the_dag(project):
+    bad = project / "config/bad.yaml"
+    bad.write_text(yaml.safe_dump({"tables": {"t": TINY["tables"]["digits"] | {"defenses": ["madri"]}}}))
+    output = snakemake(project, "--configfile", "config/bad.yaml", status=1)
+    assert "unknown defense 'madri'; did you mean 'madry'?" in output
+    assert "Traceback" not in output and "Building DAG" not in output
+    assert not (project / "results/bad").exists()

@@ -1,0 +1,97 @@
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(Path(workflow.basedir).parent))
+
+from sat_core.config import ConfigError, Study
+from sat_core.provenance import fingerprint, training_digest
+
+
+def load_study():
+    """The study named by --configfile, checked whole before any job is planned."""
+    if len(workflow.configfiles) != 1:
+        raise WorkflowError("a study is one file: snakemake --configfile config/<study>.yaml")
+    try:
+        study = Study(workflow.configfiles[0])
+        if workflow.is_main_process:
+            from sat_core.files import make_folder
+            from sat_core.plan import check
+
+            check(study.runs)
+            make_folder(study.folder)
+    except ConfigError as error:
+        raise WorkflowError(str(error))
+    return study
+
+
+STUDY = load_study()
+RESULTS = str(STUDY.folder)
+RUN = f"{RESULTS}/runs/{{run}}"
+
+
+wildcard_constraints:
+    run=r"[a-z0-9_-]+/[a-z0-9_-]+/[a-z0-9_-]+/eps[0-9.-]+/seed[0-9]+",
+    table=r"[a-z0-9_-]+",
+    kind="curves|tradeoff",
+
+
+def run_of(wildcards):
+    return STUDY.run(wildcards.run)
+
+
+def dataset_record(wildcards):
+    return f"{RESULTS}/data/{run_of(wildcards).dataset}.json"
+
+
+def dataset_digest(wildcards):
+    """Data rules run again when what they read or the code that reads it changes."""
+    data = next(run.data for run in STUDY.runs if run.dataset == wildcards.dataset)
+    return [data.model_dump_json(), fingerprint("data")]
+
+
+def run_digest(wildcards):
+    return training_digest(run_of(wildcards))
+
+
+def evaluation_digest(wildcards):
+    return [run_of(wildcards).evaluation.model_dump_json(), fingerprint("evaluation")]
+
+
+def threads_of(wildcards):
+    return run_of(wildcards).resources.threads
+
+
+def run_files(wildcards, name):
+    ids = STUDY.file.tables[wildcards.table].run_ids
+    return [f"{RESULTS}/runs/{id.path}/{name}" for id in ids]
+
+
+def table_inputs(wildcards):
+    return run_files(wildcards, "autoattack.json")
+
+
+def figure_inputs(wildcards):
+    return run_files(wildcards, "history.csv" if wildcards.kind == "curves" else "autoattack.json")
+
+
+def table_digest(wildcards):
+    return [STUDY.file.tables[wildcards.table].model_dump_json(), fingerprint("tables")]
+
+
+def figure_digest(wildcards):
+    return [STUDY.file.tables[wildcards.table].model_dump_json(), fingerprint("figures")]
+
+
+def run_results():
+    """Named as targets although tables need them: a deleted one is then made again."""
+    return [f"{RESULTS}/runs/{path}/{name}" for path in STUDY.run_ids for name in ("run.json", "autoattack.json")]
+
+
+def tables():
+    return [f"{RESULTS}/tables/{name}.md" for name in STUDY.file.tables]
+
+
+def figures():
+    return [f"{RESULTS}/figures/{name}-{kind}.png" for name in STUDY.file.tables for kind in ("curves", "tradeoff")]

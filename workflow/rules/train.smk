@@ -1,0 +1,19 @@
+rule train:
+    input:
+        dataset_record,
+    output:
+        f"{RUN}/run.json",
+        f"{RUN}/model.safetensors",
+        f"{RUN}/history.csv",
+    log:
+        f"{RESULTS}/logs/train/{{run}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/train/{{run}}.tsv"
+    threads: threads_of
+    params:
+        study=STUDY.path,
+        digest=run_digest,
+    message:
+        "train {wildcards.run}"
+    shell:
+        "python -m sat_core train --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"
