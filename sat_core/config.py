@@ -172,9 +172,17 @@ class Evaluation(Frozen):
 
 
 class Resources(Frozen):
-    """What one job asks of the machine. `threads` is part of the result: sums depend on it in the last bit."""
+    """What a run's jobs ask of the machine; all but `threads` bind on a cluster only and may change between attempts.
+
+    `threads` is part of the result, because sums depend on it in the last bit.
+    """
 
     threads: Count = 1
+    mem_mb: Annotated[int, Field(ge=500, strict=True, description="main memory; a second attempt gets twice this")] = 4000
+    gpus: Annotated[int, Field(ge=0, le=1, strict=True)] = 1
+    runs_per_gpu: Literal[1, 2, 4, 8] = Field(1, description="so many runs, trained and judged, share one allocation")
+    train_minutes: Count = Field(60, description="time limit; a second attempt gets twice this")
+    evaluate_minutes: Count = Field(60, description="time limit; a second attempt gets twice this")
 
 
 class Settings(Frozen):
@@ -317,9 +325,10 @@ class Run(Frozen):
 
     @property
     def training_config(self) -> dict[str, Any]:
-        """What the trained weights depend on, as plain JSON types. The place of the data is not part of it."""
+        """What the trained weights depend on, as plain JSON types: not the place of the data, nor memory or time."""
         config = self.model_dump(mode="json", exclude={"study", "evaluation"})
         del config["data"]["root"]
+        config["resources"] = {"threads": self.resources.threads}
         return config
 
     def digest(self, *parts: Any) -> str:

@@ -1,3 +1,6 @@
+import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +28,10 @@ def load_study():
         raise WorkflowError(str(error))
     return study
 
+
+if not workflow.is_main_process:
+    # SLURM warns every process of a job step. The training saves a checkpoint on it, and Snakemake must live to see that.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 STUDY = load_study()
 RESULTS = str(STUDY.folder)
@@ -61,6 +68,65 @@ def evaluation_digest(wildcards):
 
 def threads_of(wildcards):
     return run_of(wildcards).resources.threads
+
+
+def memory_of(wildcards, attempt):
+    return attempt * run_of(wildcards).resources.mem_mb
+
+
+def training_minutes(wildcards, attempt):
+    return attempt * run_of(wildcards).resources.train_minutes
+
+
+def evaluation_minutes(wildcards, attempt):
+    return attempt * run_of(wildcards).resources.evaluate_minutes
+
+
+def gpu_of(wildcards):
+    """As a text, because the jobs of a group share a text where they would add up a number."""
+    gpus = run_of(wildcards).resources.gpus
+    return ":".join(["gpu", *filter(None, [config.get("gpu_type")]), str(gpus)]) if gpus else ""
+
+
+def sharing(wildcards):
+    """Small runs are trained and judged by several in one allocation; a large one has each of its jobs alone."""
+    size = run_of(wildcards).resources.runs_per_gpu
+    return f"share{size}" if size > 1 else None
+
+
+def check_cluster():
+    """Say at once, and in one sentence, what would otherwise make Snakemake wait for ever."""
+    settings = workflow.executor_settings
+    if not hasattr(settings, "status_command"):
+        return
+    if not shutil.which("sbatch"):
+        raise WorkflowError(
+            "sbatch is not on PATH: start this on a login node of a SLURM cluster, or leave out --profile"
+        )
+    if keeps_accounts():
+        return
+    if settings.status_command != "squeue":
+        raise WorkflowError(
+            "this cluster keeps no accounting database (sacct fails), so the end of a job would never be noticed: "
+            "set `slurm-status-command: squeue` in slurm/config.yaml"
+        )
+    from snakemake_executor_plugin_slurm.job_status_query import get_min_job_age
+
+    age, interval = get_min_job_age() or 0, settings.init_seconds_before_status_checks
+    if age < 3 * interval:
+        raise WorkflowError(
+            f"this cluster keeps no accounting database and forgets ended jobs after {age} s (MinJobAge): "
+            f"set `slurm-init-seconds-before-status-checks` in slurm/config.yaml to {age // 3} or less"
+        )
+
+
+def keeps_accounts():
+    """Whether SLURM's accounting database answers."""
+    try:
+        query = ["sacct", "--allocations", "--noheader", "--starttime=now"]
+        return subprocess.run(query, capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def run_files(wildcards, name):

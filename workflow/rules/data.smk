@@ -5,10 +5,11 @@ rule data:
         f"{RESULTS}/logs/data/{{dataset}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/data/{{dataset}}.tsv"
+    localrule: True  # nodes of a cluster often cannot reach the internet
     params:
         study=STUDY.path,
         digest=dataset_digest,
     message:
         "data of {wildcards.dataset}"
     shell:
-        "python -m sat_core data --study {params.study:q} --dataset {wildcards.dataset:q} > {log:q} 2>&1"
+        "exec python -m sat_core data --study {params.study:q} --dataset {wildcards.dataset:q} > {log:q} 2>&1"

@@ -9,11 +9,17 @@ rule evaluate:
         f"{RESULTS}/logs/evaluate/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/evaluate/{{run}}.tsv"
+    group:
+        sharing
     threads: threads_of
+    resources:
+        mem_mb=memory_of,
+        runtime=evaluation_minutes,
+        gres=gpu_of,
     params:
         study=STUDY.path,
         digest=evaluation_digest,
     message:
         "AutoAttack on {wildcards.run}"
     shell:
-        "python -m sat_core evaluate --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"
+        "exec python -m sat_core evaluate --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"

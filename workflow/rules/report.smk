@@ -7,13 +7,15 @@ rule table:
         f"{RESULTS}/logs/table/{{table}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/table/{{table}}.tsv"
+    group:
+        "report"
     params:
         study=STUDY.path,
         digest=table_digest,
     message:
         "table {wildcards.table}"
     shell:
-        "python -m sat_core table --study {params.study:q} --table {wildcards.table:q} > {log:q} 2>&1"
+        "exec python -m sat_core table --study {params.study:q} --table {wildcards.table:q} > {log:q} 2>&1"
 
 
 rule figure:
@@ -25,10 +27,12 @@ rule figure:
         f"{RESULTS}/logs/figure/{{table}}-{{kind}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/figure/{{table}}-{{kind}}.tsv"
+    group:
+        "report"
     params:
         study=STUDY.path,
         digest=figure_digest,
     message:
         "figure {wildcards.kind} of {wildcards.table}"
     shell:
-        "python -m sat_core figure --study {params.study:q} --table {wildcards.table:q} --kind {wildcards.kind:q} > {log:q} 2>&1"
+        "exec python -m sat_core figure --study {params.study:q} --table {wildcards.table:q} --kind {wildcards.kind:q} > {log:q} 2>&1"

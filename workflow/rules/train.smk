@@ -9,11 +9,17 @@ rule train:
         f"{RESULTS}/logs/train/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/train/{{run}}.tsv"
+    group:
+        sharing
     threads: threads_of
+    resources:
+        mem_mb=memory_of,
+        runtime=training_minutes,
+        gres=gpu_of,
     params:
         study=STUDY.path,
         digest=run_digest,
     message:
         "train {wildcards.run}"
     shell:
-        "python -m sat_core train --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"
+        "exec python -m sat_core train --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"

@@ -1,0 +1,162 @@
+"""A private, real SLURM on the loopback interface: munged, slurmctld and one slurmd, all of it in one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SERVERS = ("munged", "slurmctld", "slurmd")
+
+SLURM_CONF = """
+ClusterName=private
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmdPort={daemon_port}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+# No cgroups, which a container may not have: memory is then watched by polling.
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=1
+JobAcctGatherParams=OverMemoryKill
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+GresTypes=gpu
+SlurmdParameters=config_overrides
+ReturnToService=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+KillWait=10
+SchedulerParameters=sched_interval=2,batch_sched_delay=0
+NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=16000 Gres=gpu:2
+PartitionName=main Nodes=node Default=YES MaxTime=60 PriorityTier=1
+PartitionName=urgent Nodes=node MaxTime=60 PriorityTier=2
+"""
+
+# Two devices that exist everywhere stand for GPUs: SLURM schedules them, and hands out CUDA_VISIBLE_DEVICES.
+GRES_CONF = "NodeName=node Name=gpu Count=2 File=/dev/zero,/dev/null\n"
+
+
+def missing() -> str:
+    """Why no cluster can be started here, or nothing."""
+    if os.geteuid() != 0:
+        return "a private SLURM needs root"
+    absent = [name for name in (*SERVERS, "sbatch") if not shutil.which(name, path=search_path())]
+    return f"not installed: {', '.join(absent)} (Debian: apt-get install slurm-wlm munge)" if absent else ""
+
+
+def search_path() -> str:
+    """PATH with the folders of system daemons."""
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+
+
+class Cluster:
+    """Started on entry and wholly stopped on exit. ``environment`` is for processes that shall see it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": search_path()}
+        self.servers: list[subprocess.Popen] = []
+
+    def __enter__(self) -> Cluster:
+        for name in ("state", "spool"):
+            (self.folder / name).mkdir()
+        ports = free_ports(2)
+        (self.folder / "slurm.conf").write_text(
+            SLURM_CONF.format(
+                host=socket.gethostname().split(".")[0],
+                folder=self.folder,
+                controller_port=ports[0],
+                daemon_port=ports[1],
+            )
+        )
+        (self.folder / "gres.conf").write_text(GRES_CONF)
+        key = self.folder / "munge.key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o600)
+        places = {"socket": "munge.socket", "key-file": key.name, "pid-file": "munged.pid", "seed-file": "munge.seed"}
+        places["log-file"] = "munged.log"
+        try:
+            self.start("munged", "--foreground", "--force", *(f"--{k}={self.folder / v}" for k, v in places.items()))
+            wait_until((self.folder / "munge.socket").exists, 10, "munged to listen")
+            self.start("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
+            self.start("slurmd", "-D", "-f", str(self.folder / "slurm.conf"), "-N", "node")
+            wait_until(lambda: self.node_state() == "idle", 30, "the node to be idle")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(Exception):
+            self("scancel", "--state=RUNNING,PENDING,SUSPENDED", "--user=root", "--full", "--signal=KILL", status=None)
+            wait_until(lambda: not self("squeue", "--noheader"), 10, "the jobs to end")
+        for server in reversed(self.servers):
+            server.terminate()
+            try:
+                server.wait(10)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+    def start(self, *command: str) -> None:
+        """Start a server; its output goes to ``<name>.out`` in the folder."""
+        with (self.folder / f"{command[0]}.out").open("wb") as out:
+            self.servers.append(
+                subprocess.Popen(
+                    command,
+                    executable=shutil.which(command[0], path=search_path()),
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+
+    def __call__(self, *command: str, status: int | None = 0) -> str:
+        """What a client command such as ``squeue`` prints; fails unless it exits with ``status`` (None: any)."""
+        result = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert status is None or result.returncode == status, f"{command}: {result.stdout}{result.stderr}"
+        return result.stdout.strip()
+
+    def node_state(self) -> str:
+        """Such as ``idle``, ``mixed`` or ``down``; empty while the controller does not answer."""
+        return self("sinfo", "--noheader", "--format=%T", "--partition=main", status=None)
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Poll until ``condition()`` is true; raises TimeoutError that names ``what`` it waited for."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > limit:
+            raise TimeoutError(f"waited {seconds:g} s for {what}")
+        time.sleep(0.2)
+
+
+def free_ports(count: int) -> list[int]:
+    """TCP ports of the loopback interface that nobody uses at this moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for it in sockets:
+            it.bind(("127.0.0.1", 0))
+        return [it.getsockname()[1] for it in sockets]
