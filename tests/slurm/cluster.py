@@ -47,8 +47,8 @@ PreemptMode=REQUEUE
 KillWait=10
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
 NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=16000 Gres=gpu:2
-PartitionName=main Nodes=node Default=YES MaxTime=60 PriorityTier=1
-PartitionName=urgent Nodes=node MaxTime=60 PriorityTier=2
+PartitionName=main Nodes=node Default=YES MaxTime=1440 PriorityTier=1
+PartitionName=urgent Nodes=node MaxTime=1440 PriorityTier=2
 """
 
 # Two devices that exist everywhere stand for GPUs: SLURM schedules them, and hands out CUDA_VISIBLE_DEVICES.
@@ -73,12 +73,17 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": search_path()}
+        path = os.pathsep.join([str(folder / "bin"), search_path()])
+        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path}
         self.servers: list[subprocess.Popen] = []
 
     def __enter__(self) -> Cluster:
-        for name in ("state", "spool"):
+        for name in ("state", "spool", "bin"):
             (self.folder / name).mkdir()
+        # Snakemake's plugin takes SLURM_CONF out of the environment of srun; on a usual cluster nobody sets it.
+        srun = self.folder / "bin/srun"
+        srun.write_text(f"#!/bin/sh\nSLURM_CONF={self.folder}/slurm.conf exec {shutil.which('srun')} \"$@\"\n")
+        srun.chmod(0o755)
         ports = free_ports(2)
         (self.folder / "slurm.conf").write_text(
             SLURM_CONF.format(

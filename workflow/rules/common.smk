@@ -29,11 +29,22 @@ def load_study():
     return study
 
 
+def site(key, default):
+    """A setting of the machine, from `config` of a profile."""
+    value = config.get(key, default)
+    if type(value) is not type(default):
+        raise WorkflowError(f"config: {key}: a value like {default!r} is expected, not {value!r}")
+    return value
+
+
 if not workflow.is_main_process:
     # SLURM warns every process of a job step. The training saves a checkpoint on it, and Snakemake must live to see that.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 STUDY = load_study()
+GRES = site("gres", "gpu:1")
+MAX_MINUTES = site("max_minutes", sys.maxsize)
+MAX_MEM_MB = site("max_mem_mb", sys.maxsize)
 RESULTS = str(STUDY.folder)
 RUN = f"{RESULTS}/runs/{{run}}"
 
@@ -71,21 +82,20 @@ def threads_of(wildcards):
 
 
 def memory_of(wildcards, attempt):
-    return attempt * run_of(wildcards).resources.mem_mb
+    return min(attempt * run_of(wildcards).resources.mem_mb, MAX_MEM_MB)
 
 
 def training_minutes(wildcards, attempt):
-    return attempt * run_of(wildcards).resources.train_minutes
+    return min(attempt * run_of(wildcards).resources.train_minutes, MAX_MINUTES)
 
 
 def evaluation_minutes(wildcards, attempt):
-    return attempt * run_of(wildcards).resources.evaluate_minutes
+    return min(attempt * run_of(wildcards).resources.evaluate_minutes, MAX_MINUTES)
 
 
 def gpu_of(wildcards):
     """As a text, because the jobs of a group share a text where they would add up a number."""
-    gpus = run_of(wildcards).resources.gpus
-    return ":".join(["gpu", *filter(None, [config.get("gpu_type")]), str(gpus)]) if gpus else ""
+    return GRES if run_of(wildcards).resources.gpus else ""
 
 
 def sharing(wildcards):
