@@ -178,7 +178,9 @@ class Resources(Frozen):
     """
 
     threads: Count = 1
-    mem_mb: Annotated[int, Field(ge=500, strict=True, description="main memory; a second attempt gets twice this")] = 4000
+    mem_mb: Annotated[int, Field(ge=500, strict=True, description="main memory; a second attempt gets twice this")] = (
+        4000
+    )
     gpus: Annotated[int, Field(ge=0, le=1, strict=True)] = 1
     runs_per_gpu: Literal[1, 2, 4, 8] = Field(1, description="so many runs, trained and judged, share one allocation")
     train_minutes: Count = Field(60, description="time limit; a second attempt gets twice this")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ TINY = {
         {"where": {"defense": "psat"}, "set": {"options": {"curriculum": {"kind": "steps", "epochs": [0, 1]}}}},
     ],
 }
+
+
+@pytest.fixture
+def tiny_study() -> dict:
+    """A study of two runs that takes seconds, to be changed at will."""
+    return copy.deepcopy(TINY)
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ class Cluster:
             (self.folder / name).mkdir()
         # Snakemake's plugin takes SLURM_CONF out of the environment of srun; on a usual cluster nobody sets it.
         srun = self.folder / "bin/srun"
-        srun.write_text(f"#!/bin/sh\nSLURM_CONF={self.folder}/slurm.conf exec {shutil.which('srun')} \"$@\"\n")
+        srun.write_text(f'#!/bin/sh\nSLURM_CONF={self.folder}/slurm.conf exec {shutil.which("srun")} "$@"\n')
         srun.chmod(0o755)
         ports = free_ports(2)
         (self.folder / "slurm.conf").write_text(
@@ -138,9 +138,7 @@ class Cluster:
 
     def __call__(self, *command: str, status: int | None = 0) -> str:
         """What a client command such as ``squeue`` prints; fails unless it exits with ``status`` (None: any)."""
-        result = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=60, check=False
-        )
+        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
         assert status is None or result.returncode == status, f"{command}: {result.stdout}{result.stderr}"
         return result.stdout.strip()
 

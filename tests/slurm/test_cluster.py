@@ -1,0 +1,58 @@
+"""`snakemake --profile slurm` on a real SLURM gives what plain `snakemake` gives."""
+
+import csv
+import shutil
+
+QUICK = ("--profile", "slurm", "--software-deployment-method", "none", "--slurm-init-seconds-before-status-checks", "5")
+
+
+def test_a_study_on_the_cluster_equals_the_local_one_file_by_file(cluster, project, tiny_study):
+    study = tiny_study
+    study["tables"]["digits"]["defenses"].append("standard")
+    alone = {"where": {"defense": "standard"}, "set": {"resources": {"runs_per_gpu": 1}}}
+    study["overrides"] += [{"set": {"resources": {"runs_per_gpu": 2}}}, alone]
+    local, remote = project(study, "local"), project(study, "remote")
+    local.snakemake()
+    remote.snakemake(*QUICK, environment=cluster.environment)
+
+    ours, theirs = files(remote.results), files(local.results)
+    assert len(ours) == 3 * 3 + 4 and ours == theirs
+
+    held = cluster("squeue", "--states=all", "--noheader", "--format=%k|%b|%C|%T").splitlines()
+    shared = [line for line in held if line.startswith("rule_share2")]
+    assert [line.split("|")[1:] for line in shared] == [["gres:gpu:1", "2", "COMPLETED"]]
+    assert sorted(line.split("_wildcards")[0].split("|")[0] for line in held if line not in shared) == [
+        "rule_evaluate",
+        "rule_report_figure_table",
+        "rule_train",
+    ]
+
+
+def files(results):
+    """Name -> content of every result that must not depend on where it was made."""
+    kept = {}
+    for path in sorted(results.rglob("*")):
+        if path.name in ("model.safetensors", "autoattack.csv") or path.parent.name == "tables":
+            kept[str(path.relative_to(results))] = path.read_bytes()
+        elif path.name == "history.csv":
+            rows = [row | {"seconds": ""} for row in csv.DictReader(path.open())]
+            kept[str(path.relative_to(results))] = rows
+    return kept
+
+
+def test_a_cluster_without_accounting_is_told_what_to_set(cluster, project, tiny_study):
+    here = project(tiny_study)
+    said = here.snakemake(*QUICK, "--slurm-status-command", "sacct", environment=cluster.environment, status=1)
+    assert "set `slurm-status-command: squeue` in slurm/config.yaml" in said
+    said = here.snakemake(*QUICK[:-1], "150", environment=cluster.environment, status=1)
+    assert "set `slurm-init-seconds-before-status-checks` in slurm/config.yaml to 100 or less" in said
+    assert "Traceback" not in said and not cluster("squeue", "--noheader")
+
+
+def test_without_slurm_one_sentence_says_so(project, tiny_study, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/bash").symlink_to(shutil.which("bash"))
+    said = project(tiny_study).snakemake(
+        *QUICK, environment={"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}, status=1
+    )
+    assert "sbatch is not on PATH" in said and "Traceback" not in said
