@@ -28,10 +28,11 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--table", required=True, metavar="NAME", help="a table of the study")
 
     verb("check", "check a study and all of its runs, without running anything; prints the runs")
-    data = verb("data", "fetch a dataset if it is not there, and describe it")
+    data = verb("data", "fetch, check and split a dataset, once for all its runs")
     data.add_argument("--dataset", required=True, metavar="NAME", help="a dataset of the study")
     add_run(verb("train", "train one run, continuing from its checkpoint if there is one"))
     add_run(verb("evaluate", "judge a trained run with AutoAttack"))
+    add_run(verb("audit", "compare each difficulty with the exact Hessian on a trained run"))
     add_table(verb("table", "write a table as csv, md, tex and html, and print it"))
     figure = verb("figure", "draw a figure of a table as png and pdf")
     add_table(figure)
@@ -60,12 +61,12 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
             check(study.runs)
             print(*study.run_ids, sep="\n")
         case "data":
-            from sat_core.data import describe
+            from sat_core.data import prepare
 
             datasets = {run.dataset: run for run in study.runs}
             if options.dataset not in datasets:
                 raise ConfigError(f"{study.path}: {unknown('dataset', options.dataset, datasets)}")
-            describe(datasets[options.dataset])
+            prepare(datasets[options.dataset])
         case "train":
             from sat_core.plan import check
             from sat_core.training import train
@@ -77,6 +78,10 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
             from sat_core.evaluation import evaluate
 
             evaluate(study.run(options.run))
+        case "audit":
+            from sat_core.audit import audit
+
+            audit(study.run(options.run))
         case "table" | "figure":
             if options.table not in study.file.tables:
                 raise ConfigError(f"{study.path}: {unknown('table', options.table, study.file.tables)}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,27 +18,32 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Perturbation:
-    """What an attack made of a batch: ``x`` (N, C, H, W) in [0, 1], and the sign steps each sample took, (N,)."""
+    """What an attack made of a batch: ``x`` (N, C, H, W) in [0, 1], and the sign steps each sample took, (N,).
+
+    ``target``: soft labels (N, classes), where a defense made its own.
+    """
 
     x: Tensor
     steps: Tensor
+    target: Tensor | None = None
 
 
 class Iterate:
     """The samples still under attack, before a step: what a stopping rule may look at.
 
-    ``rows`` (n,): which samples of the batch these are; ``x`` (n, C, H, W); ``logits`` (n, classes).
+    ``rows`` (n,): which samples of the batch these are; ``x`` (n, C, H, W); ``logits`` (n, classes); ``loss`` (n,),
+    the inner loss of each; ``step``: how many steps came before.
     """
 
-    def __init__(self, x: Tensor, logits: Tensor, loss: Tensor, rows: Tensor) -> None:
-        self.x, self.rows, self._graph_logits, self._loss = x, rows, logits, loss
-        self.logits = logits.detach()
-        self.loss = loss.detach()
+    def __init__(self, x: Tensor, logits: Tensor, loss: Tensor, rows: Tensor, step: int) -> None:
+        self._leaf, self._loss = x, loss
+        self.x, self.logits, self.loss = x.detach(), logits.detach(), loss.detach()
+        self.rows, self.step = rows, step
 
     @cached_property
     def gradient(self) -> Tensor:
         """Per-sample gradient of the inner loss in the pixels (n, C, H, W): that of the summed, not the mean, loss."""
-        return torch.autograd.grad(self._loss.sum(), self.x)[0]
+        return torch.autograd.grad(self._loss.sum(), self._leaf)[0]
 
 
 InnerLoss = Callable[[Tensor, Tensor], Tensor]
@@ -53,6 +59,7 @@ class PGD:
     epsilon: float
     step_size: float
     steps: int
+    batchnorm: Literal["eval", "train"] = "eval"
 
     def __call__(
         self,
@@ -62,41 +69,52 @@ class PGD:
         *,
         start: Tensor,
         keep_going: StoppingRule | None = None,
+        keep_last_allowed: bool = False,
         epsilon: Tensor | float | None = None,
         step_size: Tensor | float | None = None,
     ) -> Perturbation:
         """Maximise ``loss`` over the ball of radius epsilon around ``x``, within [0, 1], from ``start``.
 
-        ``epsilon`` and ``step_size`` stand in for the attack's own and may be per sample, (N, 1, 1, 1). The model is
-        in eval mode and its parameters are frozen meanwhile; modes, parameters and their ``.grad`` come back as they
-        were. Samples that ``keep_going`` stops leave the batch, so that they cost nothing more.
+        A sample that ``keep_going`` stops stays for good at the iterate it was stopped at or, with
+        ``keep_last_allowed``, at the one before; it leaves the batch and costs nothing more (unless batch norm looks
+        at the whole batch). ``epsilon`` and ``step_size`` stand in for the attack's own and may be per sample,
+        (N, 1, 1, 1). Parameters are frozen meanwhile; the model comes back as it was: modes, buffers, ``.grad``.
         """
         epsilon = self.epsilon if epsilon is None else epsilon
         low, high = (x - epsilon).clamp_(min=0), (x + epsilon).clamp_(max=1)
         size = torch.as_tensor(self.step_size if step_size is None else step_size, device=x.device).expand(
             len(x), 1, 1, 1
         )
-        result = start.detach().clone()
+        current = start.detach()
+        previous, result = current, current.clone()
         taken = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         rows = torch.arange(len(x), device=x.device)
-        current = result
-        with frozen(model):
-            for _ in range(self.steps):
+        go = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        leaving = self.batchnorm == "eval"  # in train mode every sample's logits depend on the whole batch
+        with frozen(model, self.batchnorm):
+            for step in range(self.steps):
                 with torch.enable_grad():
                     current = current.detach().requires_grad_()
                     logits = model(current)
-                    iterate = Iterate(current, logits, loss(logits, rows), rows)
-                if keep_going is not None:
-                    move = keep_going(iterate)
-                    if not move.any():
-                        break
-                current, direction = current.detach(), iterate.gradient.sign_()
-                if keep_going is not None and not move.all():
-                    current, direction, rows = current[move], direction[move], rows[move]
-                    low, high, size = low[move], high[move], size[move]
-                current = (current + size * direction).clamp_(low, high)
-                taken[rows] += 1
-                result[rows] = current
+                    iterate = Iterate(current, logits, loss(logits, rows), rows, step)
+                    went, go = go, go if keep_going is None else go & keep_going(iterate)
+                    direction = iterate.gradient if go.any() else torch.zeros_like(current)
+                current = current.detach()
+                if keep_last_allowed:
+                    stops = went & ~go
+                    current = torch.where(stops[:, None, None, None], previous, current)
+                    taken[rows[stops]] -= int(step > 0)
+                if not go.any():
+                    break
+                if leaving and not go.all():
+                    result[rows[~go]] = current[~go]
+                    current, direction, rows, low, high, size, go = (
+                        t[go] for t in (current, direction, rows, low, high, size, go)
+                    )
+                moved = (current + size * direction.sign()).clamp_(low, high)
+                previous, current = current, moved if leaving else torch.where(go[:, None, None, None], moved, current)
+                taken[rows] += go
+        result[rows] = current
         return Perturbation(result, taken)
 
 
@@ -116,15 +134,24 @@ def while_correct(y: Tensor) -> StoppingRule:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and parameters that need no gradient, for the length of the block; then all as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    needs = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+def frozen(model: nn.Module, batchnorm: Literal["eval", "train"] = "eval") -> Iterator[None]:
+    """Eval mode and parameters that need no gradient, for the length of the block; then all as before.
+
+    With ``batchnorm="train"`` the batch norms use the batch's own statistics, and update nothing.
+    """
+    modules, parameters = list(model.modules()), list(model.parameters())
+    modes = [(module, module.training, getattr(module, "track_running_stats", None)) for module in modules]
+    needs = [parameter.requires_grad for parameter in parameters]
     try:
         model.eval().requires_grad_(False)
+        for module in modules:
+            if batchnorm == "train" and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.training, module.track_running_stats = True, False
         yield
     finally:
-        for module, mode in modes:
+        for module, mode, tracks in modes:
             module.training = mode
-        for parameter, need in needs:
+            if tracks is not None:
+                module.track_running_stats = tracks
+        for parameter, need in zip(parameters, needs, strict=True):
             parameter.requires_grad_(need)

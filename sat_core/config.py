@@ -125,12 +125,23 @@ EpsilonField = Annotated[
 class Data(Frozen):
     """Where a dataset comes from and what its images look like."""
 
-    source: Literal["digits", "mnist", "fashion"]
+    source: Literal["digits", "mnist", "fashion", "cifar10", "cifar100", "imagenette", "folder"]
     root: str = Field("data", description="folder of the files; downloaded to if they are not there")
     image: tuple[Count, Count, Count] = Field(description="channels, height, width")
-    classes: Annotated[int, Field(ge=2, strict=True)]
+    classes: Annotated[int, Field(ge=2, strict=True, description="of a folder: found if not given")]
     mean: list[Number] = Field([0.0], description="per channel, subtracted inside the model")
     std: list[Positive] = Field([1.0], description="per channel, divided by inside the model")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _find_classes(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("source") == "folder" and "classes" not in data:
+            train = Path(str(data.get("root", "data")), "train")
+            found = sorted(path.name for path in train.iterdir() if path.is_dir()) if train.is_dir() else []
+            if len(found) < 2:
+                raise ValueError(f"{train} must hold a folder for each of two or more classes, it holds {found}")
+            return {**data, "classes": len(found)}
+        return data
 
 
 class Training(Frozen):
@@ -142,6 +153,8 @@ class Training(Frozen):
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
     milestones: list[Count] = Field([], description="epochs (counted from 0) at which lr is divided by 10")
+    augmentation: list[Literal["crop", "flip", "affine", "brightness", "resized_crop"]] = []
+    select: Literal["best", "last"] = Field("best", description="the epoch to evaluate; best: by validation")
 
     @pydantic.model_validator(mode="after")
     def _milestones_within(self) -> Training:
@@ -155,6 +168,7 @@ class Attack(Frozen):
 
     steps: Count = 10
     relative_step_size: Positive = Field(0.25, description="step_size / epsilon; may be a fraction such as 1/15")
+    batchnorm: Literal["eval", "train"] = Field("eval", description="the model's mode while it is attacked in training")
 
 
 class Validation(Frozen):

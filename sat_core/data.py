@@ -1,21 +1,33 @@
-"""Datasets as tensors: uint8 images that become float32 in [0, 1], and the train / validation / test split."""
+"""Datasets as tensors: uint8 images that become float32 in [0, 1], and the train / validation / test split.
+
+A dataset is read, checked and split once; what comes out is kept as ``data/<dataset>.safetensors`` in the study's
+folder, which every job maps into memory in no time.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from sat_core.config import ConfigError, Data, Run
-from sat_core.files import write_json
+from sat_core.files import atomic, write_json
+from sat_core.provenance import data_digest
 
 log = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
 SPLIT_SEED = 0
 """The validation images are the same for every run of a dataset, whatever the run's own seed."""
 
@@ -25,31 +37,92 @@ class Images:
     """Images and labels kept as the files hold them.
 
     ``pixels``: uint8 (N, C, H, W) in [0, scale]; ``labels``: int64 (N,); ``scale``: the pixel value that means 1.
+    Batches come out on ``device``; the pixels are there too unless they do not fit.
     """
 
     pixels: Tensor
     labels: Tensor
     scale: int = 255
+    device: torch.device = CPU
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Images float32 (n, C, H, W) in [0, 1] and their labels (n,)."""
-        return self.pixels[index].to(torch.float32) / self.scale, self.labels[index]
+        """Images float32 (n, C, H, W) in [0, 1] and labels int64 (n,)."""
+        x, y = self.pixels[index], self.labels[index]
+        return x.to(self.device).to(torch.float32).div_(self.scale), y.to(self.device)
 
-    def subset(self, index: Tensor | slice) -> Images:
-        return Images(self.pixels[index], self.labels[index], self.scale)
+    def batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Indices, images and labels, ``size`` at a time, in the order given (CPU int64)."""
+        parts = order.split(size)
+        if self.pixels.device == self.device:
+            for index in parts:
+                index = index.to(self.device)
+                yield index, *self.batch(index)
+        else:
+            loader = DataLoader(
+                _Gather(self), sampler=parts, batch_size=None, num_workers=2, pin_memory=self.device.type == "cuda"
+            )
+            for index, pixels, labels in loader:
+                x = pixels.to(self.device, non_blocking=True).to(torch.float32).div_(self.scale)
+                yield index.to(self.device), x, labels.to(self.device)
 
     def to(self, device: torch.device) -> Images:
-        return Images(self.pixels.to(device), self.labels.to(device), self.scale)
+        """The same images for work on ``device``: moved there if they take less than half of its free memory."""
+        size = self.pixels.nbytes
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        if size > free / 2:
+            log.info("%d images (%.1f GB) do not fit on %s: they stream from disk", len(self), size / 1e9, device)
+            return Images(self.pixels, self.labels, self.scale, device)
+        log.info("%d images (%.3f GB) are kept on %s", len(self), size / 1e9, device)
+        return Images(self.pixels.to(device), self.labels.to(device), self.scale, device)
 
 
-def load_train(data: Data, name: str, validation_fraction: float) -> tuple[Images, Images]:
-    """Training and validation images; the split is stratified by class and always the same."""
-    whole = _checked(data, name, _load(data, name, train=True))
-    train, validation = stratified_split(whole.labels, validation_fraction)
-    return whole.subset(train), whole.subset(validation)
+class _Gather:
+    """What the DataLoader's workers do: pick the pixels and labels of a batch of indices."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return index, self.images.pixels[index], self.images.labels[index]
+
+
+def load(run: Run, *parts: str) -> list[Images]:
+    """The named parts (``train``, ``validation``, ``test``) of a run's dataset, prepared first if need be.
+
+    Only evaluation and what follows it may ask for ``test``. Raises ConfigError for data that is missing or wrong.
+    """
+    path = prepare(run)
+    with safe_open(path, "pt") as file:
+        scale = int(file.metadata()["scale"])
+        return [Images(file.get_tensor(f"{p}.pixels"), file.get_tensor(f"{p}.labels"), scale) for p in parts]
+
+
+def prepare(run: Run) -> Path:
+    """Read, check and split a dataset, unless that has been done with the same settings; returns the file.
+
+    Writes ``data/<dataset>.safetensors`` and ``data/<dataset>.json`` (counts and checksums) in the study's folder.
+    """
+    path = Path("results", run.study, "data", f"{run.dataset}.safetensors")
+    digest = data_digest(run)
+    try:
+        with safe_open(path, "pt") as file:
+            if file.metadata().get("digest") == digest:
+                return path
+    except (OSError, SafetensorError):
+        pass
+    whole = _checked(run.data, run.dataset, _read(run.data, run.dataset, train=True))
+    test = _checked(run.data, run.dataset, _read(run.data, run.dataset, train=False))
+    train, validation = stratified_split(whole.labels, run.validation.fraction)
+    parts = {"train": _subset(whole, train), "validation": _subset(whole, validation), "test": test}
+    tensors = {f"{p}.{kind}": getattr(images, kind) for p, images in parts.items() for kind in ("pixels", "labels")}
+    with atomic(path, "wb") as file:
+        file.write(save(tensors, {"digest": digest, "scale": str(whole.scale)}))
+    write_json(path.with_suffix(".json"), {part: _description(images, run.data) for part, images in parts.items()})
+    log.info("%s: %s", run.dataset, ", ".join(f"{len(images)} {part} images" for part, images in parts.items()))
+    return path
 
 
 def stratified_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
@@ -62,48 +135,39 @@ def stratified_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.sort(larger)), torch.from_numpy(np.sort(smaller))
 
 
-def load_test(data: Data, name: str) -> Images:
-    """The test images. Only evaluation and what follows it may call this."""
-    return _checked(data, name, _load(data, name, train=False))
+def _subset(images: Images, index: Tensor) -> Images:
+    return Images(images.pixels[index], images.labels[index], images.scale)
 
 
-def describe(run: Run) -> None:
-    """Fetch a run's dataset if need be, and write ``data/<dataset>.json``: counts and a checksum of each part."""
-    train, validation = load_train(run.data, run.dataset, run.validation.fraction)
-    parts = {"train": train, "validation": validation, "test": load_test(run.data, run.dataset)}
-    content = {
-        part: {
-            "images": len(images),
-            "per_class": images.labels.bincount(minlength=run.data.classes).tolist(),
-            "sha256": hashlib.sha256(images.pixels.numpy().tobytes() + images.labels.numpy().tobytes()).hexdigest(),
-        }
-        for part, images in parts.items()
+def _description(images: Images, data: Data) -> dict[str, Any]:
+    return {
+        "images": len(images),
+        "per_class": images.labels.bincount(minlength=data.classes).tolist(),
+        "sha256": hashlib.sha256(images.pixels.numpy().tobytes() + images.labels.numpy().tobytes()).hexdigest(),
     }
-    write_json(Path("results", run.study, "data", f"{run.dataset}.json"), content)
-    log.info("%s: %s", run.dataset, ", ".join(f"{len(images)} {part} images" for part, images in parts.items()))
 
 
-def _load(data: Data, name: str, train: bool) -> Images:
+def _checked(data: Data, name: str, images: Images) -> Images:
+    if tuple(images.pixels.shape[1:]) != data.image:
+        found, wanted = ("x".join(map(str, shape)) for shape in (images.pixels.shape[1:], data.image))
+        raise ConfigError(f"dataset '{name}': its images are {found} (C x H x W) but data.image says {wanted}")
+    low, high = int(images.labels.min()), int(images.labels.max())
+    if low < 0 or high >= data.classes:
+        raise ConfigError(f"dataset '{name}': labels lie in {low}..{high}, outside 0..{data.classes - 1}")
+    return images
+
+
+def _read(data: Data, name: str, train: bool) -> Images:
     if data.source == "digits":
         return _digits(train)
-    return _torchvision(data, name, train)
-
-
-def _torchvision(data: Data, name: str, train: bool) -> Images:
-    from torchvision import datasets  # takes five seconds to import, and digits do without
-
-    dataset_class = {"mnist": datasets.MNIST, "fashion": datasets.FashionMNIST}[data.source]
-    try:
-        dataset = dataset_class(data.root, train=train, download=False)
-    except (RuntimeError, OSError):
-        try:
-            dataset = dataset_class(data.root, train=train, download=True)
-        except (RuntimeError, OSError) as error:
-            raise ConfigError(
-                f"dataset '{name}' is not under '{data.root}' and could not be downloaded ({error}): connect to the "
-                f"network, or set data.root to a folder that holds {dataset_class.__name__}/raw"
-            ) from None
-    return Images(dataset.data.unsqueeze(1), dataset.targets)
+    if data.source == "folder":
+        return _folder(Path(data.root, "train" if train else "test"), data, name)
+    if data.source == "imagenette":
+        return _imagenette(data, name, train)
+    dataset = _torchvision(data, name, train=train)
+    pixels = torch.as_tensor(dataset.data)
+    pixels = pixels.permute(0, 3, 1, 2).contiguous() if pixels.ndim == 4 else pixels.unsqueeze(1)
+    return Images(pixels, torch.as_tensor(dataset.targets))
 
 
 def _digits(train: bool) -> Images:
@@ -114,14 +178,66 @@ def _digits(train: bool) -> Images:
     pixels = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
     whole = Images(pixels, torch.from_numpy(bunch.target.astype(np.int64)), scale=16)
     train_index, test_index = stratified_split(whole.labels, 0.2)
-    return whole.subset(train_index if train else test_index)
+    return _subset(whole, train_index if train else test_index)
 
 
-def _checked(data: Data, name: str, images: Images) -> Images:
-    if tuple(images.pixels.shape[1:]) != data.image:
-        found, wanted = ("x".join(map(str, shape)) for shape in (images.pixels.shape[1:], data.image))
-        raise ConfigError(f"dataset '{name}': its images are {found} (C x H x W) but data.image says {wanted}")
-    if not 0 <= int(images.labels.min()) <= int(images.labels.max()) < data.classes:
-        low, high = int(images.labels.min()), int(images.labels.max())
-        raise ConfigError(f"dataset '{name}': labels lie in {low}..{high}, outside 0..{data.classes - 1}")
-    return images
+def _torchvision(data: Data, name: str, **which: Any) -> Any:
+    from torchvision import datasets  # takes five seconds to import, and digits do without
+
+    classes = {
+        "mnist": datasets.MNIST,
+        "fashion": datasets.FashionMNIST,
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+        "imagenette": datasets.Imagenette,
+    }
+    dataset_class = classes[data.source]
+    try:
+        return dataset_class(data.root, download=False, **which)
+    except (RuntimeError, OSError):
+        pass
+    try:
+        return dataset_class(data.root, download=True, **which)
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(
+            f"dataset '{name}' is not under '{data.root}' and could not be downloaded ({error}): connect to the "
+            f"network, or set data.root to a folder that holds torchvision's {dataset_class.__name__}"
+        ) from None
+
+
+def _imagenette(data: Data, name: str, train: bool) -> Images:
+    """Imagenette's 160 px version; the middle square of each image, whose shorter side is 160."""
+    dataset = _torchvision(data, name, split="train" if train else "val", size="160px")
+    return _decode([(Path(file), label) for file, label in dataset._samples], data, name, crop=True)
+
+
+def _folder(folder: Path, data: Data, name: str) -> Images:
+    """Class folders of image files, all of the size that data.image says."""
+    classes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if len(classes) != data.classes:
+        raise ConfigError(f"dataset '{name}': {folder} holds {len(classes)} class folders, not {data.classes}")
+    files = [(path, i) for i, label in enumerate(classes) for path in sorted(label.iterdir()) if path.is_file()]
+    return _decode(files, data, name)
+
+
+def _decode(files: list[tuple[Path, int]], data: Data, name: str, crop: bool = False) -> Images:
+    from PIL import Image, ImageOps
+
+    channels, height, width = data.image
+    pixels = np.empty((len(files), height, width, channels), dtype=np.uint8)
+    for i, (path, _) in enumerate(files):
+        try:
+            with Image.open(path) as file:
+                if file.mode in ("F", "I", "I;16"):
+                    raise ConfigError(f"dataset '{name}': {path} is not of 8 bits a channel (mode {file.mode})")
+                image = file.convert("RGB" if channels == 3 else "L")
+        except OSError as error:
+            raise ConfigError(f"dataset '{name}': {path} cannot be read as an image: {error}") from None
+        image = ImageOps.fit(image, (width, height)) if crop else image
+        if image.size != (width, height):
+            raise ConfigError(
+                f"dataset '{name}': {path} is {image.width}x{image.height}, but data.image says {width}x{height}"
+            )
+        pixels[i] = np.asarray(image).reshape(height, width, channels)
+    labels = torch.tensor([label for _, label in files])
+    return Images(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)

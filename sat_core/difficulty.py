@@ -1,13 +1,20 @@
-"""Difficulty psi and the curriculum lambda: SAT's constraint ``psi(x + delta) <= lambda``."""
+"""Difficulty psi and the curriculum lambda: SAT's constraint ``psi(x + delta) <= lambda``.
+
+psi of a sample is (N,); p is the softmax of the logits, r = p - onehot(y), S = diag(p) - p p^T.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from sat_core.config import Count, Frozen, Natural, Number
+from sat_core.config import Frozen, Natural, Number
 
 
 def probability_gap(logits: Tensor, y: Tensor) -> Tensor:
@@ -19,6 +26,84 @@ def probability_gap(logits: Tensor, y: Tensor) -> Tensor:
     true = p.gather(1, y[:, None])[:, 0]
     wrong = p.scatter(1, y[:, None], -1.0).amax(dim=1)
     return wrong - true
+
+
+def top_softmax_eigenvalue(logits: Tensor, iterations: int = 10) -> Tensor:
+    """lambda_max(S), (N,) in [0, 1/2], by power iteration from e_1 - e_2 of the two likeliest classes."""
+    p = logits.float().softmax(dim=1)
+    first, second = p.topk(2, dim=1).indices.split(1, dim=1)
+    v = torch.zeros_like(p).scatter_(1, first, 1.0).scatter_(1, second, -1.0)
+    for _ in range(iterations):
+        v = F.normalize(p * (v - (p * v).sum(dim=1, keepdim=True)), dim=1)
+    return (p * (v - (p * v).sum(dim=1, keepdim=True)).square()).sum(dim=1)
+
+
+def classifier_curvature(logits: Tensor, features: Tensor) -> Tensor:
+    """The top eigenvalue of the loss Hessian's block of the last linear layer, (N,): lambda_max(S) (|h|^2 + 1).
+
+    features h: (N, d), the last layer's input. Exact for that block, hence a lower bound of the whole Hessian's.
+    """
+    return top_softmax_eigenvalue(logits) * (features.flatten(1).square().sum(dim=1) + 1)
+
+
+def gauss_newton_curvature(logits: Tensor, y: Tensor, gradient_norm_squared: Tensor) -> Tensor:
+    """lambda_max(S) |g|^2 / |r|^2, (N,): the Gauss-Newton curvature along each sample's own parameter gradient g."""
+    r = logits.float().softmax(dim=1) - F.one_hot(y, logits.shape[1])
+    return top_softmax_eigenvalue(logits) * gradient_norm_squared / r.square().sum(dim=1).clamp_min(1e-12)
+
+
+class Capture:
+    """What the layers of a network saw in its last pass: their inputs and, once differentiated, output gradients."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[nn.Module, Tensor] = {}
+        self.deltas: dict[nn.Module, Tensor] = {}
+
+    def gradient_norm_squared(self) -> Tensor:
+        """Squared norm of each sample's own gradient in all captured layers' parameters, (N,).
+
+        Never holds more than one layer's per-sample gradients; where that is cheaper, not even those (ghost norm).
+        """
+        return torch.stack([_norm_squared(m, self.inputs[m], delta) for m, delta in self.deltas.items()]).sum(dim=0)
+
+
+@contextmanager
+def capture(*modules: nn.Module, deltas: bool = False) -> Iterator[Capture]:
+    """Record what passes through ``modules`` while the block runs."""
+    seen = Capture()
+
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.inputs[module] = inputs[0].detach()
+        if deltas and output.requires_grad:
+            output.register_hook(lambda gradient: seen.deltas.__setitem__(module, gradient.detach()))
+
+    handles = [module.register_forward_hook(after) for module in modules]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def parametric_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that hold parameters, in order; the last is the classifier."""
+    return [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d))]
+
+
+def _norm_squared(module: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
+    """|d loss_i / d parameters|^2 of one layer for each sample i, from its input and its output's gradient."""
+    if isinstance(module, nn.BatchNorm2d):
+        scale = (module.running_var + module.eps).rsqrt()[:, None, None]
+        normal = (x - module.running_mean[:, None, None]) * scale
+        return (delta * normal).sum(dim=(2, 3)).square().sum(dim=1) + delta.sum(dim=(2, 3)).square().sum(dim=1)
+    if isinstance(module, nn.Linear):
+        return delta.square().sum(dim=1) * (x.square().sum(dim=1) + (module.bias is not None))
+    patches = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
+    delta = delta.flatten(2)
+    bias = 0 if module.bias is None else delta.sum(dim=2).square().sum(dim=1)
+    if patches.shape[2] ** 2 < patches.shape[1] * delta.shape[1]:
+        return ((patches.mT @ patches) * (delta.mT @ delta)).sum(dim=(1, 2)) + bias
+    return (delta @ patches.mT).square().sum(dim=(1, 2)) + bias
 
 
 class Curriculum(Frozen):
@@ -33,14 +118,17 @@ class Curriculum(Frozen):
     start: Number = 0.0
     stop: Number = 1.0
 
-    def check(self, epochs: Count) -> None:
-        """Raise ValueError unless the schedule is increasing and over before the last of ``epochs`` epochs ends."""
+    def check(self, epochs: int, low: float, high: float) -> None:
+        """Raise ValueError unless the epochs increase and lie within ``epochs``, and lambda within [low, high]."""
         if self.epochs != sorted(set(self.epochs)):
             raise ValueError(f"curriculum.epochs {self.epochs} must increase")
         if self.kind == "linear" and len(self.epochs) != 2:
             raise ValueError(f"a linear curriculum takes two epochs, first and last, not {self.epochs}")
         if self.epochs[-1] >= epochs:
             raise ValueError(f"curriculum.epochs {self.epochs} reach beyond the last epoch ({epochs - 1})")
+        for name, value in (("start", self.start), ("stop", self.stop)):
+            if not low <= value <= high:
+                raise ValueError(f"curriculum.{name} {value} is outside the range of this difficulty, {low}..{high}")
 
     def __call__(self, epoch: int) -> float:
         if self.kind == "steps":

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import time
 
-import pandas as pd
 import pyautoattack
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from sat_core import checkpoint, models
 from sat_core.config import ConfigError, Run
-from sat_core.data import load_test
+from sat_core.data import load
 from sat_core.files import atomic, read_json, sole_writer, write_json
 from sat_core.provenance import training_digest
 from sat_core.training import choose_device, device_name, predict
@@ -34,18 +34,19 @@ def evaluate(run: Run) -> None:
     torch.set_num_threads(run.resources.threads)
     with sole_writer(run.folder):
         model = trained_model(run, device)
-        images = load_test(run.data, run.dataset).subset(slice(run.evaluation.images))
+        (images,) = load(run, "test")
+        count = min(len(images), run.evaluation.images or len(images))
         rows, seconds = [], dict.fromkeys(ATTACKS, 0.0)
         size = run.evaluation.batch_size
-        for first in tqdm(range(0, len(images), size), "AutoAttack", leave=False, disable=None):
-            x, y = (tensor.to(device) for tensor in images.batch(slice(first, first + size)))
+        for first in tqdm(range(0, count, size), "AutoAttack", leave=False, disable=None):
+            x, y = (tensor.to(device) for tensor in images.batch(slice(first, min(first + size, count))))
             prediction, broken_by = judge(model, x, y, run.epsilon.value, run.evaluation.seed, seconds)
             rows += zip(range(first, first + len(y)), y.tolist(), prediction.tolist(), broken_by, strict=True)
-            log.info("%d of %d images judged", len(rows), len(images))
-        table = pd.DataFrame(rows, columns=["index", "label", "prediction", "broken_by"])
+            log.info("%d of %d images judged", len(rows), count)
         with atomic(run.folder / "autoattack.csv") as file:
-            table.to_csv(file, index=False)
-        write_json(run.folder / "autoattack.json", summary(run, table, seconds) | {"device": device_name(device)})
+            csv.writer(file).writerows([("index", "label", "prediction", "broken_by"), *rows])
+        summary = summarise(run, [row[3] for row in rows], seconds)
+        write_json(run.folder / "autoattack.json", summary | {"device": device_name(device)})
 
 
 def trained_model(run: Run, device: torch.device) -> nn.Module:
@@ -85,13 +86,13 @@ def judge(
     return prediction, broken_by
 
 
-def summary(run: Run, table: pd.DataFrame, seconds: dict[str, float]) -> dict[str, object]:
-    """The content of ``autoattack.json``: accuracies in [0, 1] out of the per-image table."""
-    standing = table["broken_by"] != "clean"
-    clean, after = float(standing.mean()), {}
+def summarise(run: Run, broken_by: list[str], seconds: dict[str, float]) -> dict[str, object]:
+    """The content of ``autoattack.json``: accuracies in [0, 1] out of what broke each image."""
+    standing, n = len(broken_by) - broken_by.count("clean"), len(broken_by)
+    clean, after = standing / n, {}
     for attack in ATTACKS:
-        standing &= table["broken_by"] != attack
-        after[attack] = float(standing.mean())
+        standing -= broken_by.count(attack)
+        after[attack] = standing / n
     return {
         "epsilon": run.epsilon.text,
         "norm": "Linf",
@@ -99,7 +100,7 @@ def summary(run: Run, table: pd.DataFrame, seconds: dict[str, float]) -> dict[st
         "pyautoattack": pyautoattack.__version__,
         "seed": run.evaluation.seed,
         "batch_size": run.evaluation.batch_size,
-        "n": len(table),
+        "n": n,
         "clean": clean,
         "after": after,
         "robust": after[ATTACKS[-1]],

@@ -12,7 +12,14 @@ from sat_core.config import ConfigError, Run
 def check(runs: Iterable[Run]) -> None:
     """Raise ConfigError unless every run's network fits its images and its defense takes its options."""
     seen = set()
+    splits: dict[str, Run] = {}
     for run in runs:
+        first = splits.setdefault(run.dataset, run)
+        if (run.data, run.validation) != (first.data, first.validation):
+            raise ConfigError(
+                f"{run.study}: data and validation must be the same for all runs of '{run.dataset}', but "
+                f"{run.id.path} and {first.id.path} differ"
+            )
         key = json.dumps(
             [run.model, run.base, run.training_config["data"], run.training_config["training"], run.options]
         )

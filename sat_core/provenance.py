@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import platform
 import subprocess
 from functools import cache
@@ -79,6 +80,12 @@ def _code(path: Path) -> str:
 def training_digest(run: Run) -> str:
     """A fingerprint of everything a run's weights depend on: its configuration and the code of training."""
     return run.digest(fingerprint("training", f"defenses.{run.base}"))
+
+
+def data_digest(run: Run) -> str:
+    """A fingerprint of what the prepared data depends on."""
+    text = json.dumps([run.data.model_dump(mode="json"), run.validation.model_dump(mode="json"), fingerprint("data")])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def environment() -> dict[str, object]:

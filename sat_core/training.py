@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from sat_core import checkpoint, defenses, models
 from sat_core.attacks import PGD, cross_entropy, uniform_start, while_correct
+from sat_core.augmentation import AUGMENTATIONS
 from sat_core.config import Run
-from sat_core.data import Images, load_train
+from sat_core.data import Images, load
 from sat_core.files import atomic, read_json, sole_writer, write_json
 from sat_core.provenance import environment, training_digest
 
@@ -52,7 +53,7 @@ def choose_device() -> torch.device:
 def training_attack(run: Run) -> PGD:
     """The PGD that the run trains and validates with."""
     epsilon = run.epsilon.value
-    return PGD(epsilon, run.attack.relative_step_size * epsilon, run.attack.steps)
+    return PGD(epsilon, run.attack.relative_step_size * epsilon, run.attack.steps, run.attack.batchnorm)
 
 
 class Trainer:
@@ -61,13 +62,12 @@ class Trainer:
     def __init__(self, run: Run, device: torch.device) -> None:
         self.run, self.device = run, device
         torch.set_num_threads(run.resources.threads)
-        train_images, validation_images = load_train(run.data, run.dataset, run.validation.fraction)
-        self.train_images, self.validation_images = train_images.to(device), validation_images.to(device)
+        self.train_images, self.validation_images = (part.to(device) for part in load(run, "train", "validation"))
         self.attack = training_attack(run)
         self.defense = defenses.build(run.base, run.options, run.training)
         checkpoint.seed_everything(run.seed)
         self.model = models.build(run.model, run.data).to(device)
-        self.defense_state = self.defense.initial_state(len(train_images), device)
+        self.defense_state = self.defense.initial_state(len(self.train_images), device)
         config = run.training
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -81,11 +81,18 @@ class Trainer:
         """One pass over the training images, then validation; appends a row to the history."""
         began = time.perf_counter()
         lr = self.optimizer.param_groups[0]["lr"]
-        order = torch.randperm(len(self.train_images)).to(self.device)
+        order = torch.randperm(len(self.train_images))
         sums = torch.zeros(3, device=self.device)
-        batches = order.split(self.run.training.batch_size)
-        for index in tqdm(batches, f"epoch {self.epoch + 1}/{self.run.training.epochs}", leave=False, disable=None):
-            sums += self.step(index)
+        size = self.run.training.batch_size
+        batches = tqdm(
+            self.train_images.batches(order, size),
+            f"epoch {self.epoch + 1}/{self.run.training.epochs}",
+            total=-(-len(order) // size),
+            leave=False,
+            disable=None,
+        )
+        for batch in batches:
+            sums += self.step(*batch)
         self.schedule.step()
         clean, robust = self.validate()
         loss, steps, stopped = (sums / len(order)).tolist()
@@ -103,6 +110,7 @@ class Trainer:
             }
         )
         score = (robust, clean) if self.defense.selects_on == "robust" else (clean, robust)
+        score = (self.epoch, 0) if self.run.training.select == "last" else score
         if score > tuple(self.best["score"]):
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
             self.best = {"score": score, "epoch": self.epoch, "weights": weights}
@@ -112,18 +120,20 @@ class Trainer:
             *(self.epoch, self.run.training.epochs, loss, 100 * clean, 100 * robust, steps),
         )
 
-    def step(self, index: Tensor) -> Tensor:
-        """One optimiser step on the training images at ``index``; returns summed loss, PGD steps, stopped samples."""
-        x, y = self.train_images.batch(index)
-        batch = defenses.Batch(self.model, x, y, index, self.epoch, self.attack, self.defense_state)
-        perturbation = self.defense.perturb(batch)
+    def step(self, index: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """One optimiser step on training images x, y at ``index``; returns summed loss, PGD steps, stopped samples."""
+        for name in self.run.training.augmentation:
+            x = AUGMENTATIONS[name](x)
         self.model.train()
+        batch = defenses.Batch(
+            *(self.model, x, y, index, self.run.data.classes, self.epoch, self.attack, self.defense_state)
+        )
+        found = self.defense.perturb(batch)
         self.optimizer.zero_grad()
-        loss = self.defense.loss(batch, perturbation.x)
+        loss = self.defense.outer_loss(batch, found)
         loss.backward()
         self.optimizer.step()
-        stopped = perturbation.steps < self.attack.steps
-        return torch.stack([loss.detach() * len(y), perturbation.steps.sum(), stopped.sum()])
+        return torch.stack([loss.detach() * len(y), found.steps.sum(), (found.steps < self.attack.steps).sum()])
 
     def validate(self) -> tuple[float, float]:
         """Clean and robust accuracy, in [0, 1], on the validation images under the training PGD."""

@@ -11,7 +11,7 @@ import torch
 from sat_core import evaluation, training
 from sat_core.__main__ import main
 from sat_core.config import ConfigError
-from sat_core.data import load_test, load_train
+from sat_core.data import load
 from sat_core.files import sole_writer
 
 ADDRESS = "digits/cnn/psat/eps0.3/seed0"
@@ -63,7 +63,7 @@ def test_evaluation_agrees_with_autoattack_run_whole(tiny):
     evaluation.evaluate(run)
     table = pd.read_csv(run.folder / "autoattack.csv", keep_default_na=False)
     summary = json.loads((run.folder / "autoattack.json").read_text())
-    images = load_test(run.data, run.dataset)
+    (images,) = load(run, "test")
     x, y = images.batch(slice(12))
     model = evaluation.trained_model(run, torch.device("cpu"))
     official = pyautoattack.AutoAttack(model, eps=0.3, norm="Linf", version="standard", seed=0)
@@ -84,9 +84,9 @@ def test_evaluating_an_untrained_run_says_what_to_do(tiny, capsys):
 
 def test_splits_are_stratified_disjoint_and_fixed(tiny):
     run = tiny.run(ADDRESS)
-    train, validation = load_train(run.data, run.dataset, 0.1)
-    again, _ = load_train(run.data, run.dataset, 0.1)
-    test = load_test(run.data, run.dataset)
+    train, validation, test = load(run, "train", "validation", "test")
+    shutil.rmtree("results")
+    (again,) = load(run, "train")
     assert (len(train), len(validation), len(test)) == (1293, 144, 360)
     assert torch.equal(train.pixels, again.pixels)
     assert validation.labels.bincount().max() - validation.labels.bincount().min() <= 1

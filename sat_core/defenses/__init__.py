@@ -1,7 +1,7 @@
 """Defenses by name: the file ``<name>.py`` in this folder holds the one :class:`Defense` called ``<name>``.
 
 A defense is how to make x' (:meth:`Defense.perturb`: PGD with a stopping rule) and the loss on it
-(:meth:`Defense.loss`). Its fields are its options; a study sets them under ``options``.
+(:meth:`Defense.outer_loss`). Its fields are its options; a study sets them under ``options``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat_core.attacks import PGD, Perturbation, cross_entropy, uniform_start
+from sat_core.attacks import PGD, Iterate, Perturbation, cross_entropy, uniform_start
 from sat_core.config import ConfigError, Frozen, Training, parse, unknown
+from sat_core.difficulty import Curriculum
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,15 @@ class Batch:
     """One training step as a defense sees it.
 
     ``x`` float32 (N, C, H, W) in [0, 1]; ``y`` int64 (N,); ``index`` (N,): places in the training set;
-    ``epoch`` counts from 0; ``state``: the defense's own tensors, kept across steps and in checkpoints.
+    ``classes``: how many there are; ``epoch`` counts from 0; ``state``: the defense's own tensors, kept across steps
+    and in checkpoints.
     """
 
     model: nn.Module
     x: Tensor
     y: Tensor
     index: Tensor
+    classes: int
     epoch: int
     attack: PGD
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -46,7 +49,7 @@ class Defense(Frozen):
         """Raise ValueError if the options do not fit the training schedule."""
 
     def curriculum_value(self, epoch: int) -> float | None:
-        """The lambda of this epoch, for the records; None where there is no curriculum."""
+        """The limit of this epoch (lambda), for the records; None where there is no curriculum."""
         return None
 
     def initial_state(self, train_size: int, device: torch.device) -> dict[str, Tensor]:
@@ -58,9 +61,40 @@ class Defense(Frozen):
         start = uniform_start(batch.x, batch.attack.epsilon)
         return batch.attack(batch.model, batch.x, cross_entropy(batch.y), start=start)
 
-    def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
-        """The outer loss, a scalar; the model is in train mode."""
-        return F.cross_entropy(batch.model(x_adv), batch.y)
+    def outer_loss(self, batch: Batch, found: Perturbation) -> Tensor:
+        """The outer loss on what :meth:`perturb` found, a scalar; the model is in train mode."""
+        return F.cross_entropy(batch.model(found.x), batch.y)
+
+
+class SelfPaced(Defense):
+    """PGD on the cross entropy that stops where a difficulty exceeds lambda: the paper's formulation.
+
+    A subclass says what :meth:`difficulty` is; lambda follows ``curriculum``. As in the authors' earlier code, a
+    stopped sample keeps the iterate that was found above lambda.
+    """
+
+    curriculum: Curriculum
+    difficulty_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    def check(self, training: Training) -> None:
+        self.curriculum.check(training.epochs, *self.difficulty_range)
+
+    def curriculum_value(self, epoch: int) -> float:
+        return self.curriculum(epoch)
+
+    def difficulty(self, batch: Batch, iterate: Iterate) -> Tensor:
+        """psi of the samples still moving, (n,)."""
+        raise NotImplementedError
+
+    def perturb(self, batch: Batch) -> Perturbation:
+        limit = self.curriculum(batch.epoch)
+        return batch.attack(
+            batch.model,
+            batch.x,
+            cross_entropy(batch.y),
+            start=uniform_start(batch.x, batch.attack.epsilon),
+            keep_going=lambda iterate: self.difficulty(batch, iterate) <= limit,
+        )
 
 
 def names() -> list[str]:

@@ -1,31 +1,18 @@
-"""P-SAT (Sitawarin et al. 2021): PGD stops, sample by sample, once psi_P exceeds lambda; then cross entropy on x'.
+"""P-SAT (Sitawarin et al. 2021): the difficulty is the probability gap."""
 
-As in the authors' earlier code, a stopped sample keeps the iterate at which it was found above lambda.
-"""
+from typing import ClassVar
 
-from sat_core.attacks import Perturbation, cross_entropy, uniform_start
-from sat_core.config import Training
-from sat_core.defenses import Batch, Defense
-from sat_core.difficulty import Curriculum, probability_gap
+from torch import Tensor
+
+from sat_core.attacks import Iterate
+from sat_core.defenses import Batch, SelfPaced
+from sat_core.difficulty import probability_gap
 
 
-class PSAT(Defense):
-    """Self-paced adversarial training on the probability gap; with lambda = 1 it is Madry's, bit for bit."""
+class PSAT(SelfPaced):
+    """PGD stops once ``max p_wrong - p_true`` exceeds lambda; with lambda = 1 this is Madry's, bit for bit."""
 
-    curriculum: Curriculum
+    difficulty_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
 
-    def check(self, training: Training) -> None:
-        self.curriculum.check(training.epochs)
-
-    def curriculum_value(self, epoch: int) -> float:
-        return self.curriculum(epoch)
-
-    def perturb(self, batch: Batch) -> Perturbation:
-        limit = self.curriculum(batch.epoch)
-        return batch.attack(
-            batch.model,
-            batch.x,
-            cross_entropy(batch.y),
-            start=uniform_start(batch.x, batch.attack.epsilon),
-            keep_going=lambda iterate: probability_gap(iterate.logits, batch.y[iterate.rows]) <= limit,
-        )
+    def difficulty(self, batch: Batch, iterate: Iterate) -> Tensor:
+        return probability_gap(iterate.logits, batch.y[iterate.rows])

@@ -21,7 +21,7 @@ class TRADES(Defense):
     reduction: Literal["batchmean", "mean"] = "batchmean"
 
     def perturb(self, batch: Batch) -> Perturbation:
-        with torch.no_grad(), frozen(batch.model):
+        with torch.no_grad(), frozen(batch.model, batch.attack.batchnorm):
             clean = batch.model(batch.x).softmax(dim=1)
 
         def divergence(logits: Tensor, rows: Tensor) -> Tensor:
@@ -30,8 +30,8 @@ class TRADES(Defense):
         start = batch.x + 0.001 * torch.randn_like(batch.x)
         return batch.attack(batch.model, batch.x, divergence, start=start)
 
-    def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
-        clean, adversarial = batch.model(batch.x), batch.model(x_adv)
+    def outer_loss(self, batch: Batch, found: Perturbation) -> Tensor:
+        clean, adversarial = batch.model(batch.x), batch.model(found.x)
         divergence = F.kl_div(adversarial.log_softmax(dim=1), clean.softmax(dim=1), reduction="batchmean")
         beta = self.beta if self.reduction == "batchmean" else self.beta / clean.shape[1]
         return F.cross_entropy(clean, batch.y) + beta * divergence

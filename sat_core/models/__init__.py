@@ -7,8 +7,18 @@ from torch import Tensor, nn
 
 from sat_core.config import ConfigError, Data, unknown
 from sat_core.models.cnn import cnn, small
+from sat_core.models.public import densenet121, resnet34, vgg16bn
+from sat_core.models.residual import preactresnet18, wrn_34_10
 
-BUILDERS = {"cnn": cnn, "small": small}
+BUILDERS = {
+    "cnn": cnn,
+    "small": small,
+    "preactresnet18": preactresnet18,
+    "wrn-34-10": wrn_34_10,
+    "vgg16bn": vgg16bn,
+    "densenet121": densenet121,
+    "resnet34": resnet34,
+}
 
 
 class Normalized(nn.Module):
@@ -45,5 +55,9 @@ def build(name: str, data: Data) -> nn.Module:
 
 def check(name: str, data: Data) -> None:
     """Raise ConfigError unless the network exists and accepts the images; allocates nothing."""
-    with torch.device("meta"):
-        build(name, data)
+    try:
+        with torch.device("meta"):
+            build(name, data).eval()(torch.empty(2, *data.image))
+    except RuntimeError as error:
+        size = "x".join(map(str, data.image))
+        raise ConfigError(f"model '{name}' does not fit images of {size} (C x H x W): {error}") from None

@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
 from sat_core.config import ConfigError, Study
-from sat_core.provenance import fingerprint, training_digest
+from sat_core.provenance import data_digest, fingerprint, training_digest
 
 
 def load_study():
@@ -64,9 +64,7 @@ def dataset_record(wildcards):
 
 
 def dataset_digest(wildcards):
-    """Data rules run again when what they read or the code that reads it changes."""
-    data = next(run.data for run in STUDY.runs if run.dataset == wildcards.dataset)
-    return [data.model_dump_json(), fingerprint("data")]
+    return data_digest(next(run for run in STUDY.runs if run.dataset == wildcards.dataset))
 
 
 def run_digest(wildcards):

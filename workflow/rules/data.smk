@@ -1,6 +1,7 @@
 rule data:
     output:
         f"{RESULTS}/data/{{dataset}}.json",
+        f"{RESULTS}/data/{{dataset}}.safetensors",
     log:
         f"{RESULTS}/logs/data/{{dataset}}.log",
     benchmark:

@@ -1,0 +1,136 @@
+"""Does a difficulty track the curvature it stands for? psi against the exact Hessian, sample by sample."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
+
+from sat_core.attacks import cross_entropy, uniform_start
+from sat_core.config import Run
+from sat_core.data import load
+from sat_core.difficulty import (
+    capture,
+    classifier_curvature,
+    gauss_newton_curvature,
+    parametric_layers,
+    probability_gap,
+)
+from sat_core.evaluation import trained_model
+from sat_core.files import atomic, write_json
+from sat_core.lanczos import lanczos
+from sat_core.training import choose_device, training_attack
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+log = logging.getLogger(__name__)
+
+SAMPLES = 64
+LANCZOS_STEPS = 20
+CHUNK_BYTES = 2 * 2**30
+METRICS = ("classifier", "gauss_newton", "probability_gap")
+
+
+def audit(run: Run) -> None:
+    """Compare every psi with the exact top Hessian eigenvalue on validation images along PGD iterates.
+
+    Looks at the first, middle and last iterate of the training PGD on 64 images. Writes ``audit.csv`` (a row a sample
+    and iterate), ``audit.json`` (Spearman's rank correlation of each psi with the exact value; quantiles of exact /
+    classifier, which is at least 1 up to rounding) and ``audit.png`` in the run's folder.
+    """
+    device = choose_device()
+    torch.set_num_threads(run.resources.threads)
+    model = trained_model(run, device)
+    (images,) = load(run, "validation")
+    x, y = (t.to(device) for t in images.batch(slice(SAMPLES)))
+    attack = training_attack(run)
+    torch.manual_seed(run.seed)
+    rows = []
+    for name, steps in (("start", 0), ("middle", attack.steps // 2), ("last", attack.steps)):
+        partial = type(attack)(attack.epsilon, attack.step_size, steps)
+        x_adv = partial(model, x, cross_entropy(y), start=uniform_start(x, attack.epsilon)).x
+        columns = {"exact": exact_curvature(model, x_adv, y)} | difficulties(model, x_adv, y)
+        rows.append(pd.DataFrame({k: v.cpu() for k, v in columns.items()}).assign(iterate=name))
+        log.info("%s iterate: %d exact eigenvalues", name, len(y))
+    table = pd.concat(rows, ignore_index=True)
+    with atomic(run.folder / "audit.csv") as file:
+        table.to_csv(file, index=False)
+    summary = summarise(table)
+    write_json(run.folder / "audit.json", {"samples": len(y), **summary})
+    draw(table, summary["spearman"], run.folder / "audit.png")
+    log.info("Spearman with the exact eigenvalue: %s", summary["spearman"])
+
+
+def difficulties(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Every psi at given images, (N,) each, unscaled. The model is in eval mode with frozen parameters."""
+    layers = parametric_layers(model)
+    with capture(*layers, deltas=True) as seen:
+        leaf = x.detach().requires_grad_()
+        logits = model(leaf)
+        torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), leaf)
+    logits = logits.detach()
+    return {
+        "classifier": classifier_curvature(logits, seen.inputs[layers[-1]]),
+        "gauss_newton": gauss_newton_curvature(logits, y, seen.gradient_norm_squared()),
+        "probability_gap": probability_gap(logits, y),
+    }
+
+
+def exact_curvature(model: nn.Module, x: Tensor, y: Tensor, steps: int = LANCZOS_STEPS) -> Tensor:
+    """The largest eigenvalue of each sample's own loss Hessian in all parameters, (N,), by batched Lanczos."""
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    sizes = [p.numel() for p in parameters.values()]
+    chunk = max(1, CHUNK_BYTES // (4 * sum(sizes) * steps))
+
+    def unflatten(flat: Tensor) -> dict[str, Tensor]:
+        return {n: f.view_as(parameters[n]) for n, f in zip(parameters, flat.split(sizes), strict=True)}
+
+    def product(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        def loss(p: dict[str, Tensor]) -> Tensor:
+            return F.cross_entropy(functional_call(model, p, (x[None],)), y[None])
+
+        tangent = jvp(grad(loss), (parameters,), (unflatten(v),))[1]
+        return torch.cat([tangent[name].flatten() for name in parameters])
+
+    tops = []
+    generator = torch.Generator().manual_seed(0)
+    for i in range(0, len(x), chunk):
+        xs, ys = x[i : i + chunk], y[i : i + chunk]
+        start = torch.randn(len(xs), sum(sizes), generator=generator, dtype=x.dtype).to(x.device)
+        values, _, _ = lanczos(lambda v, xs=xs, ys=ys: vmap(product)(v, xs, ys), start, steps)
+        tops.append(values[:, -1])
+    return torch.cat(tops)
+
+
+def summarise(table: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Spearman of each psi with ``exact``, and quantiles of exact / classifier where the latter is not tiny."""
+    ratio = (table["exact"] / table["classifier"])[table["classifier"] > 1e-6 * table["classifier"].max()]
+    return {
+        "spearman": {metric: float(spearmanr(table["exact"], table[metric]).statistic) for metric in METRICS},
+        "exact_over_classifier": {f"{q:.0%}": float(ratio.quantile(q)) for q in (0.05, 0.5, 0.95)},
+    }
+
+
+def draw(table: pd.DataFrame, spearman: dict[str, float], path: Path) -> None:
+    """Scatter of the exact eigenvalue against each psi."""
+    figure, axes = plt.subplots(1, len(METRICS), figsize=(9, 3.2), sharey=True, layout="constrained")
+    for axis, metric in zip(axes, METRICS, strict=True):
+        for (name, part), marker in zip(table.groupby("iterate", sort=False), "o^s", strict=True):
+            axis.scatter(part[metric], part["exact"], s=12, marker=marker, alpha=0.6, label=f"{name} iterate")
+        axis.set(xlabel=f"psi: {metric.replace('_', ' ')}", title=f"Spearman {spearman[metric]:.2f}")
+        axis.set_yscale("symlog", linthresh=max(1e-3, float(table["exact"].max()) / 1e3))
+        if metric != "probability_gap":
+            axis.set_xscale("symlog", linthresh=max(1e-3, float(table[metric].max()) / 1e3))
+    axes[0].set_ylabel("exact top Hessian eigenvalue")
+    axes[0].legend(fontsize=7)
+    with atomic(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=150)
+    plt.close(figure)

@@ -1,0 +1,41 @@
+"""Dynamic adversarial training (Wang et al. 2019): PGD stops once it has converged well enough, as FOSC tells."""
+
+from pydantic import Field
+from torch import Tensor
+
+from sat_core.attacks import Iterate, Perturbation, cross_entropy, uniform_start
+from sat_core.config import Count, Positive, Training
+from sat_core.defenses import Batch, Defense
+
+
+class Dynamic(Defense):
+    """A sample stops when ``FOSC <= c_t = max(0, c_max (1 - t / horizon))``: late epochs ask for full convergence."""
+
+    c_max: Positive = 0.5
+    horizon: Count = Field(description="the epoch T' from which c_t is 0")
+
+    def check(self, training: Training) -> None:
+        if self.horizon > training.epochs:
+            raise ValueError(f"horizon {self.horizon} lies beyond the last epoch ({training.epochs - 1})")
+
+    def curriculum_value(self, epoch: int) -> float:
+        return max(0.0, self.c_max * (1 - epoch / self.horizon))
+
+    def perturb(self, batch: Batch) -> Perturbation:
+        limit = self.curriculum_value(batch.epoch)
+        return batch.attack(
+            batch.model,
+            batch.x,
+            cross_entropy(batch.y),
+            start=uniform_start(batch.x, batch.attack.epsilon),
+            keep_going=lambda it: fosc(it, batch.x[it.rows], batch.attack.epsilon) > limit,
+        )
+
+
+def fosc(iterate: Iterate, x: Tensor, epsilon: float) -> Tensor:
+    """First-order stationary condition (n,) >= 0 in the ball around the clean x: 0 where no step can raise the loss.
+
+    ``epsilon |g|_1 - <x_k - x, g>`` with g the gradient of the sample's own loss (Wang et al. 2019, eq. 4).
+    """
+    g, delta = iterate.gradient.flatten(1), (iterate.x - x).flatten(1)
+    return epsilon * g.abs().sum(dim=1) - (delta * g).sum(dim=1)

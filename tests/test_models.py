@@ -1,0 +1,97 @@
+"""Networks: the public parameter counts, and one step of every pair that fits."""
+
+import pytest
+import torch
+
+from sat_core import models
+from sat_core.config import ConfigError, Data, Study
+from sat_core.defenses import build
+from sat_core.training import Trainer
+
+SHAPES = {
+    "digits": Data(source="digits", image=(1, 8, 8), classes=10),
+    "mnist": Data(source="mnist", image=(1, 28, 28), classes=10),
+    "cifar10": Data(source="cifar10", image=(3, 32, 32), classes=10, mean=[0.5] * 3, std=[0.25] * 3),
+    "cifar100": Data(source="cifar100", image=(3, 32, 32), classes=100, mean=[0.5] * 3, std=[0.25] * 3),
+    "imagenette": Data(source="imagenette", image=(3, 160, 160), classes=10, mean=[0.5] * 3, std=[0.25] * 3),
+}
+COUNTS = {
+    ("cnn", "mnist"): 64 * 65 + 128 * (64 * 36 + 1) + 128 * (128 * 25 + 1) + 10 * 2049,
+    ("preactresnet18", "cifar10"): 11_172_170,
+    ("wrn-34-10", "cifar10"): 46_160_474,
+    ("vgg16bn", "cifar10"): 14_728_266,
+    ("densenet121", "cifar10"): 6_956_298,
+    ("resnet34", "imagenette"): 21_289_802,
+}
+FIT = {
+    "digits": {"cnn", "small", "preactresnet18", "wrn-34-10", "densenet121"},
+    "mnist": {"cnn", "small", "preactresnet18", "wrn-34-10", "densenet121"},
+    "cifar10": {"small", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121"},
+    "cifar100": {"small", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121"},
+    "imagenette": {"small", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121", "resnet34"},
+}
+
+
+@pytest.mark.parametrize(("name", "dataset"), COUNTS)
+def test_parameter_counts_are_the_public_ones(name, dataset):
+    with torch.device("meta"):
+        model = models.build(name, SHAPES[dataset])
+    assert sum(p.numel() for p in model.parameters()) == COUNTS[name, dataset]
+
+
+@pytest.mark.parametrize("dataset", SHAPES)
+def test_a_model_that_does_not_fit_is_refused_before_work(dataset):
+    for name in models.BUILDERS:
+        if name in FIT[dataset]:
+            models.check(name, SHAPES[dataset])
+        else:
+            with pytest.raises(ConfigError, match=f"model '{name}' does not fit images of"):
+                models.check(name, SHAPES[dataset])
+
+
+@pytest.mark.parametrize("dataset", SHAPES)
+def test_every_pair_that_fits_does_one_step_on_two_images(dataset):
+    """P-SAT, so that the attack's forward and backward, the rule and the step all run."""
+    from sat_core.attacks import PGD
+    from sat_core.config import Training
+    from sat_core.defenses import Batch
+
+    data = SHAPES[dataset]
+    training = Training(epochs=2, lr=0.1)
+    psat = build("psat", {"curriculum": {"kind": "steps", "epochs": [0]}}, training)
+    for name in FIT[dataset]:
+        torch.manual_seed(0)
+        model = models.build(name, data)
+        x, y = torch.rand(2, *data.image), torch.tensor([0, data.classes - 1])
+        batch = Batch(model, x, y, torch.arange(2), data.classes, 0, PGD(0.1, 0.05, 1))
+        loss = psat.outer_loss(batch, psat.perturb(batch))
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters()), name
+
+
+def test_normalisation_lives_inside_the_model():
+    model = models.Normalized(torch.nn.Identity(), [0.2, 0.4], [0.5, 0.25])
+    x = torch.tensor([0.7, 0.4]).view(1, 2, 1, 1)
+    assert torch.allclose(model(x).flatten(), torch.tensor([1.0, 0.0]))
+    assert list(models.build("cnn", SHAPES["mnist"]).state_dict())[:2] == ["mean", "std"]
+
+
+def test_batch_norm_mode_of_the_attack_is_a_choice_that_matters(write_study):
+    from conftest import TINY
+
+    study = TINY | {"overrides": [*TINY["overrides"], {"set": {"attack": {"batchnorm": "train"}}}]}
+    study["tables"] = {"digits": TINY["tables"]["digits"] | {"models": ["preactresnet18"], "defenses": ["psat"]}}
+    address = "digits/preactresnet18/psat/eps0.3/seed0"
+    found = []
+    for overrides in (study["overrides"], TINY["overrides"]):
+        trainer = Trainer(Study(write_study(study | {"overrides": overrides})).run(address), torch.device("cpu"))
+        batch = next(trainer.train_images.batches(torch.arange(8), 8))
+        before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+        torch.manual_seed(1)
+        from sat_core.defenses import Batch
+
+        index, x, y = batch
+        found.append(trainer.defense.perturb(Batch(trainer.model, x, y, index, 10, 1, trainer.attack, {})).x)
+        assert all(torch.equal(before[k], v) for k, v in trainer.model.state_dict().items())
+    assert not torch.equal(*found)
