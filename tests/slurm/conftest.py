@@ -36,7 +36,7 @@ class Project:
         self.results = folder / "results/study"
 
     def start(self, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen:
-        """Snakemake in the background; what it says goes to ``said``. ``--sdm none``: no conda is needed for a test."""
+        """Snakemake in the background; what it says goes to ``said``. The study is config/study.yaml."""
         command = [Path(sys.executable).with_name("snakemake"), "--configfile", "config/study.yaml", *arguments]
         environment = environment or dict(os.environ)
         path = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])

@@ -3,7 +3,8 @@
 import csv
 import shutil
 
-QUICK = ("--profile", "slurm", "--software-deployment-method", "none", "--slurm-init-seconds-before-status-checks", "5")
+# `--sdm env-modules` stands for "no conda": no rule names a module.
+QUICK = ("--profile", "slurm", "--sdm", "env-modules", "--slurm-init-seconds-before-status-checks", "5")
 
 
 def test_a_study_on_the_cluster_equals_the_local_one_file_by_file(cluster, project, tiny_study):
