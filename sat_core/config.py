@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -363,6 +363,7 @@ class Study:
             raise ConfigError(f"{path}: a study's file name is its name: a-z, 0-9, '-' and '_' only, then .yaml")
         self.file = parse(StudyFile, read_yaml(self.path), self.path)
         self._dataset_files: dict[str, DatasetFile] = {}
+        self._runs: dict[str, Run] = {}
 
     @property
     def folder(self) -> Path:
@@ -385,6 +386,11 @@ class Study:
     def run(self, address: str | RunId) -> Run:
         """The resolved run at an address of this study; raises ConfigError if the study has no such run."""
         id = RunId.parse(address) if isinstance(address, str) else address
+        if id.path not in self._runs:
+            self._runs[id.path] = self._resolve(id)
+        return self._runs[id.path]
+
+    def _resolve(self, id: RunId) -> Run:
         if id.path not in self.run_ids:
             near = difflib.get_close_matches(id.path, self.run_ids, n=1, cutoff=0)
             raise ConfigError(f"{self.path} has no run '{id.path}'; the nearest it has is '{near[0]}'")
@@ -425,10 +431,15 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
+@cache
+def _adapter(type_: type[T]) -> pydantic.TypeAdapter[T]:
+    return pydantic.TypeAdapter(type_)
+
+
 def parse(type_: type[T], raw: Any, where: object) -> T:
     """``raw`` as a ``type_``; a pydantic error becomes one ConfigError sentence about its first problem."""
     try:
-        return pydantic.TypeAdapter(type_).validate_python(raw)
+        return _adapter(type_).validate_python(raw)
     except pydantic.ValidationError as error:
         raise ConfigError(f"{where}: {sentence(error)}") from None
 

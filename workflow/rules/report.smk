@@ -7,8 +7,7 @@ rule table:
         f"{RESULTS}/logs/table/{{table}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/table/{{table}}.tsv"
-    group:
-        "report"
+    localrule: True  # seconds; a job with many inputs in a group would make planning quadratic
     params:
         study=STUDY.path,
         digest=table_digest,
@@ -27,8 +26,7 @@ rule figure:
         f"{RESULTS}/logs/figure/{{table}}-{{kind}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/figure/{{table}}-{{kind}}.tsv"
-    group:
-        "report"
+    localrule: True  # seconds; a job with many inputs in a group would make planning quadratic
     params:
         study=STUDY.path,
         digest=figure_digest,
