@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent
 PACKAGES = ("torch", "torchvision", "pyautoattack", "numpy", "scikit-learn", "snakemake", "sat-core")
 
 
+@cache
 def fingerprint(*modules: str) -> str:
     """A short hash of the code behind the named modules of this package, such as ``training`` or ``defenses.psat``.
 
