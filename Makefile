@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export UV_PYTHON := $(PYTHON)
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup demo test lint format schemas clean
+.PHONY: help setup demo test lint format schemas envs faults clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -35,6 +35,7 @@ lint: $(READY)  ## check style, formatting and the workflow
 	ruff check .
 	ruff format --check .
 	snakefmt --check workflow
+	snakemake --lint
 
 format: $(READY)  ## apply the formatters
 	ruff check --fix .
@@ -43,6 +44,12 @@ format: $(READY)  ## apply the formatters
 
 schemas: $(READY)  ## write workflow/schemas from sat_core/config.py
 	python workflow/schemas/refresh.py
+
+envs: $(READY)  ## write envs/sat-core.yaml from uv.lock
+	python envs/refresh.py
+
+faults: $(READY)  ## kill, cancel, preempt and starve jobs on a private SLURM (needs root and slurm-wlm; 15 minutes)
+	python -m pytest -m slow tests/slurm
 
 clean:  ## remove the environment, not the results
 	rm -rf .venv .tools

@@ -11,10 +11,11 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from sat_core import __version__
 from sat_core.config import Run
 
 PACKAGE = Path(__file__).parent
-PACKAGES = ("torch", "torchvision", "pyautoattack", "numpy", "scikit-learn", "snakemake", "sat-core")
+PACKAGES = ("torch", "torchvision", "pyautoattack", "numpy", "scikit-learn", "snakemake")
 
 
 @cache
@@ -94,7 +95,7 @@ def environment() -> dict[str, object]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": {name: metadata.version(name) for name in PACKAGES} | {"sat-core": __version__},
         "git_commit": _git_commit(),
     }
 

@@ -2,6 +2,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -12,6 +13,21 @@ from sat_core.config import ConfigError, Study
 from sat_core.provenance import data_digest, fingerprint, training_digest
 
 
+def check_once(study):
+    """Check every run; as that builds every network, once is enough for the same runs, code and torch."""
+    from sat_core.files import atomic, make_folder
+
+    text = "\n".join([metadata.version("torch"), *(training_digest(run) for run in study.runs), ""])
+    record = study.folder / ".checked"
+    if not record.exists() or record.read_text() != text:
+        from sat_core.plan import check
+
+        check(study.runs)
+        make_folder(study.folder)
+        with atomic(record) as file:
+            file.write(text)
+
+
 def load_study():
     """The study named by --configfile, checked whole before any job is planned."""
     if len(workflow.configfiles) != 1:
@@ -19,14 +35,16 @@ def load_study():
     try:
         study = Study(workflow.configfiles[0])
         if workflow.is_main_process:
-            from sat_core.files import make_folder
-            from sat_core.plan import check
-
-            check(study.runs)
-            make_folder(study.folder)
+            check_once(study)
     except ConfigError as error:
         raise WorkflowError(str(error))
     return study
+
+
+def refuse_pin_files():
+    """Snakemake only warns when a pin file is broken, and then solves the environment anew: other versions, silently."""
+    if found := sorted((Path(workflow.basedir).parent / "envs").glob("*.pin.txt")):
+        raise WorkflowError(f"{found[0]}: pin files are not used here, versions stand in the yaml beside it: delete it")
 
 
 def site(key, default):
@@ -41,6 +59,7 @@ if not workflow.is_main_process:
     # SLURM warns every process of a job step. The training saves a checkpoint on it, and Snakemake must live to see that.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
+refuse_pin_files()
 STUDY = load_study()
 GRES = site("gres", "gpu:1")
 MAX_MINUTES = site("max_minutes", sys.maxsize)

@@ -7,6 +7,8 @@ rule data:
     benchmark:
         f"{RESULTS}/benchmarks/data/{{dataset}}.tsv"
     localrule: True  # nodes of a cluster often cannot reach the internet
+    conda:
+        "../../envs/sat-core.yaml"
     params:
         study=STUDY.path,
         digest=dataset_digest,

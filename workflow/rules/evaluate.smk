@@ -11,6 +11,8 @@ rule evaluate:
         f"{RESULTS}/benchmarks/evaluate/{{run}}.tsv"
     group:
         sharing
+    conda:
+        "../../envs/sat-core.yaml"
     threads: threads_of
     resources:
         mem_mb=memory_of,

@@ -8,6 +8,8 @@ rule table:
     benchmark:
         f"{RESULTS}/benchmarks/table/{{table}}.tsv"
     localrule: True  # seconds; a job with many inputs in a group would make planning quadratic
+    conda:
+        "../../envs/sat-core.yaml"
     params:
         study=STUDY.path,
         digest=table_digest,
@@ -27,6 +29,8 @@ rule figure:
     benchmark:
         f"{RESULTS}/benchmarks/figure/{{table}}-{{kind}}.tsv"
     localrule: True  # seconds; a job with many inputs in a group would make planning quadratic
+    conda:
+        "../../envs/sat-core.yaml"
     params:
         study=STUDY.path,
         digest=figure_digest,

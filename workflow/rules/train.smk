@@ -11,6 +11,8 @@ rule train:
         f"{RESULTS}/benchmarks/train/{{run}}.tsv"
     group:
         sharing
+    conda:
+        "../../envs/sat-core.yaml"
     threads: threads_of
     resources:
         mem_mb=memory_of,

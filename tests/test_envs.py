@@ -1,0 +1,28 @@
+"""The conda environment of the rules is uv.lock in another notation."""
+
+import importlib.util
+import re
+import tomllib
+
+import yaml
+from conftest import REPOSITORY
+
+
+def test_every_pin_is_that_of_the_lock_and_nothing_is_left_open():
+    locked = {
+        (package["name"], package["version"])
+        for package in tomllib.loads((REPOSITORY / "uv.lock").read_text())["package"]
+    }
+    *base, packages = yaml.safe_load((REPOSITORY / "envs/sat-core.yaml").read_text())["dependencies"]
+    assert all(re.fullmatch(r"[a-z]+=[0-9.]+", pin) for pin in base)
+    pins = [re.fullmatch(r"([a-z0-9._-]+)==([^ ;]+)( ; .+)?", pin) for pin in packages["pip"]]
+    assert {(pin[1], pin[2]) for pin in pins} <= locked
+    wanted = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {re.match(r"[a-z0-9-]+", name)[0] for name in wanted} <= {pin[1] for pin in pins}
+
+
+def test_the_committed_environment_is_what_make_envs_writes():
+    spec = importlib.util.spec_from_file_location("refresh", REPOSITORY / "envs/refresh.py")
+    refresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(refresh)
+    assert (REPOSITORY / "envs/sat-core.yaml").read_text() == refresh.content(), "run `make envs`"
