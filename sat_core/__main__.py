@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--table", required=True, metavar="NAME", help="a table of the study")
 
     verb("check", "check a study and all of its runs, without running anything; prints the runs")
+    plan = verb("plan", "estimate a study's GPU-hours and disk, without running anything")
+    plan.add_argument("--tflops", type=float, default=20.0, metavar="RATE", help="sustained TFLOP/s of one GPU (20)")
     data = verb("data", "fetch, check and split a dataset, once for all its runs")
     data.add_argument("--dataset", required=True, metavar="NAME", help="a dataset of the study")
     add_run(verb("train", "train one run, continuing from its checkpoint if there is one"))
@@ -60,6 +63,13 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
 
             check(study.runs)
             print(*study.run_ids, sep="\n")
+        case "plan":
+            from sat_core.plan import check, estimate
+
+            if not 0 < options.tflops < math.inf:
+                raise ConfigError(f"--tflops {options.tflops:g}: a number above 0 is needed")
+            check(study.runs)
+            print(estimate(study, options.tflops))
         case "data":
             from sat_core.data import prepare
 
