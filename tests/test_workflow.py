@@ -16,7 +16,7 @@ SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 def project(tmp_path_factory):
     """A copy of the project with a tiny study that has been run once."""
     folder = tmp_path_factory.mktemp("project")
-    for part in ("sat_core", "workflow", "config", "profiles"):
+    for part in ("sat_core", "workflow", "config", "profiles", "envs"):
         shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "config/tiny.yaml").write_text(yaml.safe_dump(TINY))
     output = snakemake(folder)
