@@ -37,7 +37,7 @@ def files(results):
             # The table writer makes up an id for each html file.
             kept[str(path.relative_to(results))] = re.sub(rb"T_[0-9a-f]{5}", b"T", path.read_bytes())
         elif path.name == "history.csv":
-            rows = [row | {"seconds": ""} for row in csv.DictReader(path.open())]
+            rows = [row | {"seconds": ""} for row in csv.DictReader(path.read_text().splitlines())]
             kept[str(path.relative_to(results))] = rows
     return kept
 
@@ -53,7 +53,8 @@ def test_a_cluster_without_accounting_is_told_what_to_set(cluster, project, tiny
 
 def test_without_slurm_one_sentence_says_so(project, tiny_study, tmp_path):
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/bash").symlink_to(shutil.which("bash"))
+    for tool in ("bash", "sh", "which", "git", "env"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
     said = project(tiny_study).snakemake(
         *QUICK, environment={"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}, status=1
     )
