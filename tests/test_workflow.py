@@ -16,7 +16,7 @@ SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 def project(tmp_path_factory):
     """A copy of the project with a tiny study that has been run once."""
     folder = tmp_path_factory.mktemp("project")
-    for part in ("sat_core", "workflow", "config", "profiles", "envs"):
+    for part in ("sat_core", "workflow", "config", "profiles", "slurm", "envs"):
         shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "config/tiny.yaml").write_text(yaml.safe_dump(TINY))
     output = snakemake(folder)
@@ -86,3 +86,20 @@ def test_a_bad_study_stops_before_the_dag(project):
     assert "unknown defense 'madri'; did you mean 'madry'?" in output
     assert "Traceback" not in output and "Building DAG" not in output
     assert not (project / "results/bad").exists()
+
+
+def test_a_pin_file_is_refused_because_a_broken_one_would_only_warn(project):
+    pins = project / "envs/sat-core.linux-64.pin.txt"
+    pins.write_text("@EXPLICIT\n")
+    output = snakemake(project, "-n", status=1)
+    assert "pin files are not used here" in output and "Traceback" not in output
+    pins.unlink()
+
+
+def test_the_profile_for_slurm_asks_for_what_the_config_says_and_no_more_than_the_site_gives(project):
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    site = ("--config", "gres=gpu:a100:1", "max_minutes=15")
+    plan = snakemake(project, "-n", "--forceall", "--profile", "slurm", "--sdm", "env-modules", *site)
+    asked = {line for line in plan.splitlines() if "resources:" in line and "gres=" in line}
+    assert asked and all("gres=gpu:a100:1" in line and "mem_mb=2000," in line for line in asked)
+    assert all("runtime=15," in line and "slurm_extra=--signal=USR1@120" in line for line in asked)
