@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from pathlib import Path
 
-from sat_core.config import AXES, ConfigError, Study, unknown
+from sat_core.config import AXES, ConfigError, Interrupted, Study, unknown
+
+TEMPFAIL = 75
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     data = verb("data", "fetch, check and split a dataset, once for all its runs")
     data.add_argument("--dataset", required=True, metavar="NAME", help="a dataset of the study")
     add_run(verb("train", "train one run, continuing from its checkpoint if there is one"))
-    add_run(verb("evaluate", "judge a trained run with AutoAttack"))
+    evaluate = verb("evaluate", "judge a trained run with AutoAttack, continuing where it was interrupted")
+    add_run(evaluate)
+    evaluate.add_argument("--shard", type=shard, metavar="I-of-N", help="only the I-th of N parts, without merging")
     add_run(verb("audit", "compare each difficulty with the exact Hessian on a trained run"))
     add_table(verb("table", "write a table as csv, md, tex and html, and print it"))
     figure = verb("figure", "draw a figure of a table as png and pdf")
@@ -40,14 +45,33 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def shard(text: str) -> tuple[int, int]:
+    """``2-of-4`` or ``2/4`` -> (2, 4)."""
+    match = re.fullmatch(r"(\d+)(?:-of-|/)(\d+)", text)
+    if match and 1 <= int(match[1]) <= int(match[2]):
+        return int(match[1]), int(match[2])
+    raise argparse.ArgumentTypeError(f"'{text}' is not of the form 1-of-4, or 1/4")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; 0 only on success. What a user can mend is told in one sentence on stderr."""
+    """Run one verb; 0 only on success. What a user can mend is told in one sentence on stderr, with status 2.
+
+    Status 75 (EX_TEMPFAIL) means interrupted by a signal, with everything saved: run the same again.
+    """
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
         dispatch(options, Study(options.study))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as error:
+        print(f"interrupted: {error}", file=sys.stderr)
+        return TEMPFAIL
+    except (MemoryError, RuntimeError) as error:
+        if not re.search("out of memory|can't allocate memory", f"{type(error).__name__} {error}".lower()):
+            raise
+        print("error: out of memory; lower training.batch_size or evaluation.batch_size", file=sys.stderr)
         return 2
     return 0
 
@@ -77,7 +101,7 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
         case "evaluate":
             from sat_core.evaluation import evaluate
 
-            evaluate(study.run(options.run))
+            evaluate(study.run(options.run), options.shard)
         case "audit":
             from sat_core.audit import audit
 

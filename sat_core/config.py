@@ -30,6 +30,10 @@ class ConfigError(ValueError):
     """Something a user wrote is wrong; the message is one sentence: what, where, and what is allowed."""
 
 
+class Interrupted(Exception):
+    """A signal asked the process to stop; everything needed to go on has been saved."""
+
+
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
     """The sentence for a name that is not among ``allowed``, with the nearest right one first."""
     allowed = sorted(allowed)
@@ -162,6 +166,10 @@ class Training(Frozen):
             raise ValueError(f"milestones {self.milestones} must increase and lie below epochs ({self.epochs})")
         return self
 
+    def learning_rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        return self.lr / 10 ** sum(epoch >= milestone for milestone in self.milestones)
+
 
 class Attack(Frozen):
     """The PGD of the training loop, in L_inf."""
@@ -183,12 +191,15 @@ class Evaluation(Frozen):
     images: Count | None = Field(None, description="the first so many test images; all of them if absent")
     batch_size: Count = 512
     seed: Natural = 0
+    shards: Count = Field(1, description="how many jobs share the work; the result does not depend on it")
 
 
 class Resources(Frozen):
     """What one job asks of the machine. `threads` is part of the result: sums depend on it in the last bit."""
 
     threads: Count = 1
+    checkpoint_epochs: Count = Field(1, description="a checkpoint after every so many epochs")
+    checkpoint_minutes: Positive = Field(10.0, description="and within an epoch after so many minutes")
 
 
 class Settings(Frozen):
@@ -203,14 +214,20 @@ class Settings(Frozen):
     options: dict[str, Any] = Field({}, description="of the defense: the fields of its class")
 
 
+ONE_OR_MORE = (
+    BeforeValidator(_as_list),
+    pydantic.WithJsonSchema({"type": ["string", "number", "array"], "items": {"type": ["string", "number"]}}),
+)
+
+
 class Where(Frozen):
     """Which runs an override touches: those that agree with every axis given (one value or a list)."""
 
-    dataset: Annotated[list[Name], BeforeValidator(_as_list)] | None = None
-    model: Annotated[list[Name], BeforeValidator(_as_list)] | None = None
-    defense: Annotated[list[Name], BeforeValidator(_as_list)] | None = None
-    epsilon: Annotated[list[EpsilonField], BeforeValidator(_as_list)] | None = None
-    seed: Annotated[list[Natural], BeforeValidator(_as_list)] | None = None
+    dataset: Annotated[list[Name], *ONE_OR_MORE] | None = None
+    model: Annotated[list[Name], *ONE_OR_MORE] | None = None
+    defense: Annotated[list[Name], *ONE_OR_MORE] | None = None
+    epsilon: Annotated[list[EpsilonField], *ONE_OR_MORE] | None = None
+    seed: Annotated[list[Natural], *ONE_OR_MORE] | None = None
 
     def matches(self, run: RunId, base_defense: str) -> bool:
         """``base_defense`` lets a variant inherit what is said of the defense it varies."""
@@ -332,9 +349,14 @@ class Run(Frozen):
     @property
     def training_config(self) -> dict[str, Any]:
         """What the trained weights depend on, as plain JSON types. The place of the data is not part of it."""
-        config = self.model_dump(mode="json", exclude={"study", "evaluation"})
+        config = self.model_dump(mode="json", exclude={"study", "evaluation", "resources"})
         del config["data"]["root"]
-        return config
+        return config | {"threads": self.resources.threads}
+
+    @property
+    def evaluation_config(self) -> dict[str, Any]:
+        """What AutoAttack's verdict on given weights depends on."""
+        return self.evaluation.model_dump(mode="json", exclude={"shards"})
 
     def digest(self, *parts: Any) -> str:
         """A short fingerprint of :attr:`training_config` and ``parts`` (JSON types)."""
@@ -402,10 +424,22 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return {**base, **over, **nested}
 
 
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error, not the last one's silent victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"'{key.value}' is given twice, the second time {key.start_mark}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> Any:
     """The document in ``path``; raises ConfigError if it is missing or not YAML."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -430,5 +464,5 @@ def sentence(error: pydantic.ValidationError) -> str:
     if first["type"] in ("dict_type", "model_type", "model_attributes_type"):
         message = "a mapping (key: value) is expected"
     if not isinstance(value := first.get("input"), (Mapping, list, type(None))) and str(value) not in message:
-        message += f", not '{value}'"
+        message += f", not {value!r}"
     return f"{place}: {message}" if place else message

@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from sat_core.config import Run, Study, Table
-from sat_core.files import atomic, read_json
+from sat_core.files import atomic, read_json, verify
 
 TRIVIAL_SIGN = "†"
 TRIVIAL_NOTE = (
@@ -27,6 +27,8 @@ def results(study: Study, table: Table) -> pd.DataFrame:
 def evaluated(run: Run) -> dict[str, object]:
     """The row of one evaluated run; raises ConfigError if its files are damaged."""
     summary = read_json(run.folder / "autoattack.json")
+    for name, expected in summary["files"].items():
+        verify(run.folder / name, expected, "delete it and run `evaluate` again")
     images = pd.read_csv(run.folder / "autoattack.csv", keep_default_na=False)
     return {
         "model": run.model,

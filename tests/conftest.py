@@ -34,6 +34,13 @@ TINY = {
 }
 
 
+def run_epoch(trainer) -> None:
+    """One whole epoch of a Trainer."""
+    for _ in trainer.steps():
+        pass
+    trainer.finish_epoch()
+
+
 @pytest.fixture
 def write_study(tmp_path, monkeypatch):
     """Write a study file from a dict into tmp_path, make that the working directory, and return the file's path."""

@@ -6,7 +6,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
 from sat_core.config import ConfigError, Study
-from sat_core.provenance import data_digest, fingerprint, training_digest
+from sat_core.provenance import data_digest, evaluation_digest, fingerprint, training_digest
 
 
 def load_study():
@@ -33,6 +33,7 @@ RUN = f"{RESULTS}/runs/{{run}}"
 
 wildcard_constraints:
     run=r"[a-z0-9_-]+/[a-z0-9_-]+/[a-z0-9_-]+/eps[0-9.-]+/seed[0-9]+",
+    shard=r"[0-9]+-of-[0-9]+",
     table=r"[a-z0-9_-]+",
     kind="curves|tradeoff",
 
@@ -53,8 +54,14 @@ def run_digest(wildcards):
     return training_digest(run_of(wildcards))
 
 
-def evaluation_digest(wildcards):
-    return [run_of(wildcards).evaluation.model_dump_json(), fingerprint("evaluation")]
+def judged_digest(wildcards):
+    return evaluation_digest(run_of(wildcards))
+
+
+def shard_files(wildcards):
+    """With one shard the evaluation does all the work itself."""
+    n = run_of(wildcards).evaluation.shards
+    return [f"{RESULTS}/runs/{wildcards.run}/shards/{i}-of-{n}" for i in range(1, n + 1)] if n > 1 else []
 
 
 def threads_of(wildcards):

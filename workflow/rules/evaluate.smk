@@ -1,18 +1,40 @@
-rule evaluate:
+rule evaluate_shard:
     input:
         f"{RUN}/run.json",
         f"{RUN}/model.safetensors",
     output:
+        temp(touch(f"{RUN}/shards/{{shard}}")),
+    params:
+        study=STUDY.path,
+        digest=judged_digest,
+    log:
+        f"{RESULTS}/logs/evaluate/{{run}}-{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate/{{run}}-{{shard}}.tsv"
+    threads: threads_of
+    message:
+        "AutoAttack on {wildcards.run}, shard {wildcards.shard}"
+    shell:
+        "python -m sat_core evaluate --study {params.study:q} --run {wildcards.run:q} --shard {wildcards.shard:q}"
+        " > {log:q} 2>&1"
+
+
+rule evaluate:
+    input:
+        f"{RUN}/run.json",
+        f"{RUN}/model.safetensors",
+        shard_files,
+    output:
         f"{RUN}/autoattack.csv",
         f"{RUN}/autoattack.json",
+    params:
+        study=STUDY.path,
+        digest=judged_digest,
     log:
         f"{RESULTS}/logs/evaluate/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/evaluate/{{run}}.tsv"
     threads: threads_of
-    params:
-        study=STUDY.path,
-        digest=evaluation_digest,
     message:
         "AutoAttack on {wildcards.run}"
     shell:
