@@ -4,14 +4,14 @@ rule evaluate_shard:
         f"{RUN}/model.safetensors",
     output:
         temp(touch(f"{RUN}/shards/{{shard}}")),
-    params:
-        study=STUDY.path,
-        digest=judged_digest,
     log:
         f"{RESULTS}/logs/evaluate/{{run}}-{{shard}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/evaluate/{{run}}-{{shard}}.tsv"
     threads: threads_of
+    params:
+        study=STUDY.path,
+        digest=judged_digest,
     message:
         "AutoAttack on {wildcards.run}, shard {wildcards.shard}"
     shell:
@@ -27,14 +27,14 @@ rule evaluate:
     output:
         f"{RUN}/autoattack.csv",
         f"{RUN}/autoattack.json",
-    params:
-        study=STUDY.path,
-        digest=judged_digest,
     log:
         f"{RESULTS}/logs/evaluate/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/evaluate/{{run}}.tsv"
     threads: threads_of
+    params:
+        study=STUDY.path,
+        digest=judged_digest,
     message:
         "AutoAttack on {wildcards.run}"
     shell:
