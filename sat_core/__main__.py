@@ -9,6 +9,8 @@ from pathlib import Path
 
 from sat_core.config import AXES, ConfigError, Study, unknown
 
+FIGURES = ("curves", "tradeoff", "curvature", "spectrum", "landscape", "landscape-hessian", "landscape-input")
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line, one subcommand a verb."""
@@ -32,10 +34,12 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--dataset", required=True, metavar="NAME", help="a dataset of the study")
     add_run(verb("train", "train one run, continuing from its checkpoint if there is one"))
     add_run(verb("evaluate", "judge a trained run with AutoAttack"))
+    add_run(verb("curvature", "measure the Hessian of a trained run's adversarial loss"))
+    add_run(verb("landscape", "lay planes through a trained run's loss"))
     add_table(verb("table", "write a table as csv, md, tex and html, and print it"))
     figure = verb("figure", "draw a figure of a table as png and pdf")
     add_table(figure)
-    figure.add_argument("--kind", required=True, choices=("curves", "tradeoff"), help="what to draw")
+    figure.add_argument("--kind", required=True, choices=FIGURES, help="what to draw")
     return top
 
 
@@ -77,6 +81,14 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
             from sat_core.evaluation import evaluate
 
             evaluate(study.run(options.run))
+        case "curvature":
+            from sat_core.curvature import curvature
+
+            curvature(study.run(options.run))
+        case "landscape":
+            from sat_core.landscape import landscape
+
+            landscape(study.run(options.run))
         case "table" | "figure":
             if options.table not in study.file.tables:
                 raise ConfigError(f"{study.path}: {unknown('table', options.table, study.file.tables)}")
