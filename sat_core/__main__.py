@@ -9,7 +9,8 @@ from pathlib import Path
 
 from sat_core.config import AXES, ConfigError, Study, unknown
 
-FIGURES = ("curves", "tradeoff", "curvature", "spectrum", "landscape", "landscape-hessian", "landscape-input")
+LANDSCAPES = ("landscape", "landscape-hessian", "landscape-input", "landscape-reattacked")
+FIGURES = ("curves", "tradeoff", "curvature", "spectrum", *LANDSCAPES)
 
 
 def parser() -> argparse.ArgumentParser:

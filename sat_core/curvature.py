@@ -24,7 +24,7 @@ from sat_core.attacks import cross_entropy, uniform_start
 from sat_core.config import ConfigError, Run
 from sat_core.data import load_test, load_train
 from sat_core.evaluation import trained_model
-from sat_core.files import read_json, sole_writer, write_json
+from sat_core.files import read_json, write_json
 from sat_core.lanczos import Eigenpairs, spectral_density, top_eigenpairs
 from sat_core.tables import is_trivial
 from sat_core.training import choose_device, device_name, predict, training_attack
@@ -35,34 +35,34 @@ log = logging.getLogger(__name__)
 def curvature(run: Run) -> None:
     """Measure a trained run: writes ``curvature.json``: lambda_max at the selected weights and at every snapshot.
 
+    The run's folder is not locked: this may go on beside its evaluation and landscape, and the file appears whole.
     Raises ConfigError if the run is not trained with its present configuration and code, or lacks a snapshot.
     """
     began, device, config = time.perf_counter(), choose_device(), run.curvature
     torch.set_num_threads(run.resources.threads)
-    with sole_writer(run.folder):
-        model = trained_model(run, device)
-        x, y = sample(run, device)
-        selected, objective, _ = measure(run, model, x, y)
-        probes = gaussians(config.probes, objective.theta, config.seed)
-        nodes, weights = spectral_density(objective.product, probes, config.steps)
-        epochs = []
-        for epoch in tqdm(run.training.snapshot_epochs, "snapshots", leave=False, disable=None):
-            checkpoint.load_weights(snapshot(run, epoch), model)
-            epochs.append({"epoch": epoch} | measure(run, model, x, y)[0])
-            log.info("epoch %d: lambda_max %.4g", epoch, epochs[-1]["lambda_max"])
-        content = {
-            "run": run.id.path,
-            "epsilon": run.epsilon.text,
-            "config": config.model_dump(mode="json"),
-            "parameters": len(objective.theta),
-            "selected": {"epoch": read_json(run.folder / "run.json")["best_epoch"] + 1} | selected,
-            "epochs": epochs,
-            "spectrum": {"nodes": nodes, "weights": weights},
-            "seconds": time.perf_counter() - began,
-            "device": device_name(device),
-        }
-        write_json(run.folder / "curvature.json", content)
-        log.info("selected weights: lambda_max %.4g, residual %.1g", selected["lambda_max"], selected["residual"])
+    model = trained_model(run, device)
+    x, y = sample(run, device)
+    selected, objective, _ = measure(run, model, x, y)
+    probes = gaussians(config.probes, objective.theta, config.seed)
+    nodes, weights = spectral_density(objective.product, probes, config.steps)
+    epochs = []
+    for epoch in tqdm(run.training.snapshot_epochs, "snapshots", leave=False, disable=None):
+        checkpoint.load_weights(snapshot(run, epoch), model)
+        epochs.append({"epoch": epoch} | measure(run, model, x, y)[0])
+        log.info("epoch %d: lambda_max %.4g", epoch, epochs[-1]["lambda_max"])
+    content = {
+        "run": run.id.path,
+        "epsilon": run.epsilon.text,
+        "config": config.model_dump(mode="json"),
+        "parameters": len(objective.theta),
+        "selected": {"epoch": read_json(run.folder / "run.json")["best_epoch"] + 1} | selected,
+        "epochs": epochs,
+        "spectrum": {"nodes": nodes, "weights": weights},
+        "seconds": time.perf_counter() - began,
+        "device": device_name(device),
+    }
+    write_json(run.folder / "curvature.json", content)
+    log.info("selected weights: lambda_max %.4g, residual %.1g", selected["lambda_max"], selected["residual"])
 
 
 def snapshot(run: Run, epoch: int) -> Path:

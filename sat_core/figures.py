@@ -13,6 +13,7 @@ import pandas as pd
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
 
 from sat_core.config import Epsilon, RunId, Study, Table
 from sat_core.files import atomic, read_json
@@ -107,7 +108,9 @@ def curvature(study: Study, name: str) -> Figure:
     columns = len(over_epochs) + 1
     size = (2.3 * columns + 1.2, 4.4)
     figure, axes = plt.subplots(2, columns, figsize=size, sharex="col", sharey="row", squeeze=False)
-    for row, (key, label) in enumerate((("lambda_max", "$\\lambda_{max}$ of the Hessian"), ("adversarial", ACCURACY))):
+    for row, (key, label) in enumerate(
+        (("lambda_max", "$\\lambda_\\mathrm{max}$ of the Hessian"), ("adversarial", ACCURACY))
+    ):
         axes[row, 0].set_ylabel(label)
         for column, epsilon in enumerate(over_epochs):
             chosen = rows[~rows["selected"] & (rows["epsilon"] == epsilon.text)]
@@ -126,7 +129,8 @@ def curvature(study: Study, name: str) -> Figure:
     axes[0, -1].set_title("selected weights")
     axes[1, -1].set_xlabel("$\\epsilon$ (pixel units)")
     axes[1, -1].set_xticks([e.value for e in table.epsilons], [e.text for e in table.epsilons])
-    axes[1, -1].margins(x=0.15)
+    for axis in axes[:, -1]:
+        axis.margins(x=0.15)
     axes[0, 0].set_yscale("log")
     axes[1, 0].set_ylim(-3, 103)
     outside_legend(figure, *axes.flat)
@@ -182,15 +186,16 @@ def spectrum(study: Study, name: str) -> Figure:
             if id.epsilon == epsilon:
                 bells = np.exp(-0.5 * ((t[:, None] - spectrum["nodes"]) / kernel) ** 2) / (kernel * np.sqrt(2 * np.pi))
                 axis.plot(t, bells @ spectrum["weights"], color=looks[id.defense][0], lw=1.3, label=id.defense)
-    axes[0, 0].set(yscale="log", ylim=(1e-7, None), ylabel=f"density (kernel width {kernel:.2g})")
+    axes[0, 0].set(yscale="log", ylim=(1e-7, 30 / kernel), ylabel=f"density (kernel width {kernel:.2g})")
     outside_legend(figure, *axes[0])
     return figure
 
 
 PLANES = {
-    "random": ("random direction 1 (filter norms)", "random direction 2 (filter norms)"),
-    "hessian": ("1st eigenvector (weight space)", "2nd eigenvector (weight space)"),
-    "input": ("sign of gradient ($\\epsilon$)", "random signs ($\\epsilon$)"),
+    "random": ("1: random (filter norms)", "2: random (filter norms)"),
+    "reattacked": ("1: random (filter norms)", "2: random (filter norms)"),
+    "hessian": ("1: top eigenvector (weight distance)", "2: next eigenvector (weight distance)"),
+    "input": ("1: sign of gradient ($\\epsilon$)", "2: random signs ($\\epsilon$)"),
 }
 """What the two axes of each plane of ``landscape.npz`` are."""
 
@@ -198,8 +203,8 @@ PLANES = {
 def landscape(study: Study, name: str, plane: str) -> Figure:
     """The loss over one plane, defenses side by side: as a surface, and as contours below it.
 
-    All panels of an epsilon share loss scale, colours and contour levels; what lies above the highest of 99 % of
-    their points is cut off. Each panel says what the network is worth, and a trivial one is marked.
+    All panels of an epsilon share loss scale, colours and contour levels, which end at twice their 95 % quantile:
+    corners may be thousands of times higher. Each panel says what the network is worth; a trivial one is red.
     """
     table = study.file.tables[name]
     groups = [(model, epsilon) for model in table.models for epsilon in table.epsilons]
@@ -214,19 +219,29 @@ def landscape(study: Study, name: str, plane: str) -> Figure:
 def draw_planes(part: SubFigure, study: Study, ids: list[RunId], plane: str) -> None:
     """Surfaces above contours, a column a run, in one scale; a run without data keeps its place, empty."""
     paths = {id: study.run(id).folder / "landscape.npz" for id in ids}
-    data = {id: dict(np.load(path)) for id, path in paths.items() if path.exists()}
+    files = {id: dict(np.load(path)) for id, path in paths.items() if path.exists()}
+    data = {id: file for id, file in files.items() if f"{plane}_loss" in file}
     losses = np.stack([file[f"{plane}_loss"] for file in data.values()] or [np.array([[0.0, 1.0]])])
-    low, high = losses.min(), np.quantile(losses, 0.99)
-    levels = np.linspace(low, high, 13)
+    high = min(losses.max(), 2 * np.quantile(losses, 0.95))
+    levels = MaxNLocator(12).tick_values(losses.min(), high)
+    low, high = levels[0], levels[-1]
     first, second = PLANES[plane]
     flat, shades = [], None
     for column, id in enumerate(ids):
         surface = part.add_subplot(2, len(ids), column + 1, projection="3d")
         contour = part.add_subplot(2, len(ids), len(ids) + column + 1)
         flat.append(contour)
-        surface.set_title(id.defense, fontsize=10, pad=-2)
+        surface.set_title(f"{id.defense}: loss", fontsize=10, pad=-2)
+        surface.tick_params(labelsize=7, pad=-3)
+        surface.zaxis.set_major_locator(MaxNLocator(4))
+        surface.xaxis.labelpad = surface.yaxis.labelpad = -8
+        contour.grid(False)
         contour.set(xlabel=first, ylabel=second if column == 0 else "", aspect="equal")
-        if id in data:
+        if id not in data:
+            surface.set_axis_off()
+            contour.set_axis_off()
+            contour.text(0.5, 0.5, "no result", ha="center", transform=contour.transAxes)
+        else:
             file = data[id]
             u, v = np.meshgrid(file[f"{plane}_axis"], file[f"{plane}_axis"], indexing="ij")
             loss = np.minimum(file[f"{plane}_loss"], high)
@@ -234,7 +249,8 @@ def draw_planes(part: SubFigure, study: Study, ids: list[RunId], plane: str) -> 
             shades = contour.contourf(u, v, loss, levels=levels, cmap="viridis")
             contour.contour(u, v, loss, levels=levels, colors="white", linewidths=0.4)
             contour.plot(0, 0, "+", color="white")
-            surface.set_zlim(low, high)
+            ends = [float(u[0, 0]), 0.0, float(u[-1, 0])]
+            surface.set(xticks=ends, yticks=ends, zlim=(low, high), xlabel="1", ylabel="2")
             contour.set_title(worth(file), fontsize=8, color="red" if file["trivial"] else "black")
     if shades:
         part.colorbar(shades, ax=flat, label="loss", shrink=0.8)
@@ -244,7 +260,7 @@ def worth(file: dict[str, np.ndarray]) -> str:
     """What must stand beside a landscape."""
     text = (
         f"clean {100 * file['clean']:.1f} %, adversarial {100 * file['adversarial']:.1f} %\n"
-        f"loss {file['loss']:.2f}, $\\lambda_{{max}}$ {file['lambda_max']:.2f}"
+        f"loss {file['loss']:.2f}, $\\lambda_\\mathrm{{max}}$ {file['lambda_max']:.2f}"
     )
     return text + ("\ntrivial classifier" if file["trivial"] else "")
 
@@ -262,6 +278,7 @@ KINDS: dict[str, Callable[[Study, str], Figure]] = {
     "curvature": curvature,
     "spectrum": spectrum,
     "landscape": partial(landscape, plane="random"),
+    "landscape-reattacked": partial(landscape, plane="reattacked"),
     "landscape-hessian": partial(landscape, plane="hessian"),
     "landscape-input": partial(landscape, plane="input"),
 }

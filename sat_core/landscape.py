@@ -20,7 +20,7 @@ from sat_core.attacks import frozen
 from sat_core.config import Run
 from sat_core.curvature import Objective, adversarial, measure, sample
 from sat_core.evaluation import trained_model
-from sat_core.files import atomic, sole_writer
+from sat_core.files import atomic
 from sat_core.training import choose_device
 
 log = logging.getLogger(__name__)
@@ -34,30 +34,29 @@ def landscape(run: Run) -> None:
 
     For each plane: ``<plane>_axis`` (m,), ``<plane>_loss`` and ``<plane>_accuracy`` (m, m), where [i, j] is at
     (axis[i], axis[j]); the centre is [m // 2, m // 2]. Beside them the record of :func:`curvature.measure` as scalars,
-    and ``hessian_values`` (2,), the eigenvalues along the axes of that plane. Raises ConfigError if the run is not
-    trained with its present configuration and code.
+    and ``hessian_values`` (2,), the eigenvalues along the axes of that plane. Like curvature, it needs no lock. Raises
+    ConfigError if the run is not trained with its present configuration and code.
     """
     device, config = choose_device(), run.landscape
     torch.set_num_threads(run.resources.threads)
-    with sole_writer(run.folder):
-        model = trained_model(run, device)
-        x, y = sample(run, device)
-        record, objective, top = measure(run, model, x, y, count=2)
-        random = random_directions(objective, config.seed)
-        eigen = [vector * vector[vector.abs().argmax()].sign() for vector in top.vectors]
-        images = ImagePlane(model, x, y, run.epsilon.value, config.seed, run.curvature.batch_size)
-        planes = {
-            "random": grid(weight_plane(objective, *random), config.random, config.points),
-            "hessian": grid(weight_plane(objective, *eigen), config.hessian, config.points),
-            "input": grid(images, config.input, config.points),
-        }
-        if config.reattack:
-            surface = reattacked_plane(run, model, x, y, objective, *random)
-            planes["reattacked"] = grid(surface, config.random, config.reattack)
-        arrays = {f"{plane}_{key}": value for plane, values in planes.items() for key, value in values.items()}
-        with atomic(run.folder / "landscape.npz", "wb") as file:
-            np.savez_compressed(file, **arrays, **record, hessian_values=top.values)
-        log.info("planes %s of %d x %d points", ", ".join(planes), config.points, config.points)
+    model = trained_model(run, device)
+    x, y = sample(run, device)
+    record, objective, top = measure(run, model, x, y, count=2)
+    random = random_directions(objective, config.seed)
+    eigen = [vector * vector[vector.abs().argmax()].sign() for vector in top.vectors]
+    images = ImagePlane(model, x, y, run.epsilon.value, config.seed, run.curvature.batch_size)
+    planes = {
+        "random": grid(weight_plane(objective, *random), config.random, config.points),
+        "hessian": grid(weight_plane(objective, *eigen), config.hessian, config.points),
+        "input": grid(images, config.input, config.points),
+    }
+    if config.reattack:
+        surface = reattacked_plane(run, model, x, y, objective, *random)
+        planes["reattacked"] = grid(surface, config.random, config.reattack)
+    arrays = {f"{plane}_{key}": value for plane, values in planes.items() for key, value in values.items()}
+    with atomic(run.folder / "landscape.npz", "wb") as file:
+        np.savez_compressed(file, **arrays, **record, hessian_values=top.values)
+    log.info("planes %s of %d x %d points", ", ".join(planes), config.points, config.points)
 
 
 def grid(surface: Surface, half_width: float, points: int) -> dict[str, np.ndarray]:
