@@ -9,6 +9,7 @@ and loss on the same sample stand beside every eigenvalue.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -99,9 +100,11 @@ def measure(
     """One network on the sample: lambda_max and what must stand beside it, the loss itself, ``count`` eigenpairs."""
     config = run.curvature
     objective = Objective(model, adversarial(run, model, x, y), y, config.batch_size)
+    loss, accuracy = objective(objective.theta)
+    if not math.isfinite(loss):
+        raise ConfigError(f"{run.id.path}: its loss is {loss}, so it has no curvature; the training has diverged")
     (start,) = gaussians(1, objective.theta, config.seed)
     top = top_eigenpairs(objective.product, start, config.steps, config.tolerance, count)
-    loss, accuracy = objective(objective.theta)
     prediction = predict(model, x)
     record = {
         "lambda_max": top.values[0],

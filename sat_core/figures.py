@@ -160,7 +160,8 @@ def measured(study: Study, table: Table) -> pd.DataFrame:
         rows.append(address | content["selected"] | {"selected": True})
         rows += [address | record | {"selected": False} for record in content["epochs"]]
     columns = ["model", "defense", "epsilon", "seed", "epoch", "selected", "lambda_max", "adversarial", "trivial"]
-    return pd.DataFrame(rows, columns=columns).assign(adversarial=lambda frame: 100 * frame["adversarial"])
+    frame = pd.DataFrame(rows, columns=columns).astype({"selected": bool, "trivial": bool})  # also where there are none
+    return frame.assign(adversarial=100 * frame["adversarial"])
 
 
 def curvature_files(study: Study, table: Table) -> list[tuple[RunId, dict]]:

@@ -66,8 +66,9 @@ def lanczos(product: Product, start: Tensor, steps: int, tolerance: float = 0.0,
         values, coefficients = np.linalg.eigh(np.diag(diagonal) + np.diag(beside[:-1], 1) + np.diag(beside[:-1], -1))
         scale = np.abs(values).max()
         residuals = beside[-1] * np.abs(coefficients[-1, -count:])
+        converged = tolerance > 0 and k + 1 >= count and residuals.max() <= tolerance * scale
         exhausted = beside[-1] <= 10 * torch.finfo(start.dtype).eps * scale
-        if exhausted or k + 1 == steps or (k + 1 >= count and residuals.max() <= tolerance * scale):
+        if converged or exhausted or k + 1 == steps:
             return Krylov(values, coefficients, basis[: k + 1])
         basis[k + 1] = image / beside[-1]
     raise AssertionError("unreachable: the last step returns")
