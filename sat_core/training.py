@@ -40,6 +40,9 @@ def train(run: Run) -> None:
             training.load_state_dict(state)
         while training.epoch < run.training.epochs:
             training.run_epoch()
+            if training.epoch in run.training.snapshot_epochs:
+                weights = training.model.state_dict()
+                checkpoint.save_weights(run.folder / run.training.snapshot(training.epoch), weights)
             checkpoint.save_checkpoint(run.folder / "checkpoint.pt", digest, training.state_dict())
         training.write_results(run.folder, digest)
 
