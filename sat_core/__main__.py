@@ -12,6 +12,9 @@ from sat_core.config import AXES, ConfigError, Interrupted, Study, unknown
 
 TEMPFAIL = 75
 
+LANDSCAPES = ("landscape", "landscape-hessian", "landscape-input", "landscape-reattacked")
+FIGURES = ("curves", "tradeoff", "curvature", "spectrum", *LANDSCAPES)
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line, one subcommand a verb."""
@@ -38,10 +41,12 @@ def parser() -> argparse.ArgumentParser:
     add_run(evaluate)
     evaluate.add_argument("--shard", type=shard, metavar="I-of-N", help="only the I-th of N parts, without merging")
     add_run(verb("audit", "compare each difficulty with the exact Hessian on a trained run"))
+    add_run(verb("curvature", "measure the Hessian of a trained run's adversarial loss"))
+    add_run(verb("landscape", "lay planes through a trained run's loss"))
     add_table(verb("table", "write a table as csv, md, tex and html, and print it"))
     figure = verb("figure", "draw a figure of a table as png and pdf")
     add_table(figure)
-    figure.add_argument("--kind", required=True, choices=("curves", "tradeoff"), help="what to draw")
+    figure.add_argument("--kind", required=True, choices=FIGURES, help="what to draw")
     return top
 
 
@@ -106,6 +111,14 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
             from sat_core.audit import audit
 
             audit(study.run(options.run))
+        case "curvature":
+            from sat_core.curvature import curvature
+
+            curvature(study.run(options.run))
+        case "landscape":
+            from sat_core.landscape import landscape
+
+            landscape(study.run(options.run))
         case "table" | "figure":
             if options.table not in study.file.tables:
                 raise ConfigError(f"{study.path}: {unknown('table', options.table, study.file.tables)}")

@@ -159,6 +159,7 @@ class Training(Frozen):
     milestones: list[Count] = Field([], description="epochs (counted from 0) at which lr is divided by 10")
     augmentation: list[Literal["crop", "flip", "affine", "brightness", "resized_crop"]] = []
     select: Literal["best", "last"] = Field("best", description="the epoch to evaluate; best: by validation")
+    snapshots: Natural = Field(0, description="keep the weights of every so many epochs, for curvature; 0: never")
 
     @pydantic.model_validator(mode="after")
     def _milestones_within(self) -> Training:
@@ -169,6 +170,16 @@ class Training(Frozen):
     def learning_rate(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
         return self.lr / 10 ** sum(epoch >= milestone for milestone in self.milestones)
+
+    @property
+    def snapshot_epochs(self) -> range:
+        """The epochs, counted from 1, after which the weights are kept."""
+        return range(self.snapshots, self.epochs + 1, self.snapshots) if self.snapshots else range(0)
+
+    @staticmethod
+    def snapshot(epoch: int) -> str:
+        """Where the weights after ``epoch`` epochs are, in the run's folder."""
+        return f"snapshots/epoch{epoch:04}.safetensors"
 
 
 class Attack(Frozen):
@@ -194,6 +205,39 @@ class Evaluation(Frozen):
     shards: Count = Field(1, description="how many jobs share the work; the result does not depend on it")
 
 
+class Curvature(Frozen):
+    """The Hessian of the adversarial loss on a fixed sample of images, at the selected weights and at every snapshot.
+
+    Training images by default: the paper's claim is about the loss that training has to descend.
+    """
+
+    split: Literal["train", "validation", "test"] = "train"
+    images: Count = Field(500, description="size of the sample, which is the same for every run of a dataset")
+    batch_size: Count = Field(500, description="images at a time; changes memory, not the result")
+    steps: Annotated[int, Field(ge=2, strict=True)] = Field(40, description="of Lanczos, at most")
+    tolerance: Positive = Field(1e-3, description="of ||Hv - lambda v|| / lambda_max, at which Lanczos stops")
+    probes: Natural = Field(1, description="random vectors of the spectral density; 0: no density")
+    seed: Natural = 0
+
+
+class Landscape(Frozen):
+    """Planes through the selected weights, and through the images; the sample is that of `curvature`."""
+
+    points: Annotated[int, Field(ge=3, strict=True)] = Field(25, description="a side; odd, so that one is the centre")
+    random: Positive = Field(1.0, description="half-width of the random plane, in norms of the filters")
+    hessian: Positive = Field(1.0, description="half-width of the plane of the two top eigenvectors, in weight space")
+    input: Positive = Field(1.0, description="half-width of the plane through the images, in epsilons")
+    reattack: Natural = Field(0, description="points a side of the random plane attacked anew at each; 0: none")
+    seed: Natural = 0
+
+    @pydantic.field_validator("points", "reattack")
+    @classmethod
+    def _has_a_centre(cls, points: int) -> int:
+        if points and points % 2 == 0:
+            raise ValueError(f"{points} points a side have no centre; an odd number is needed")
+        return points
+
+
 class Resources(Frozen):
     """What one job asks of the machine. `threads` is part of the result: sums depend on it in the last bit."""
 
@@ -210,6 +254,8 @@ class Settings(Frozen):
     attack: dict[str, Any] = {}
     validation: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
+    curvature: dict[str, Any] = {}
+    landscape: dict[str, Any] = {}
     resources: dict[str, Any] = {}
     options: dict[str, Any] = Field({}, description="of the defense: the fields of its class")
 
@@ -262,22 +308,43 @@ class Table(Frozen):
     defenses: list[Name] = Field(min_length=1)
     epsilons: list[EpsilonField] = Field(min_length=1)
     seeds: list[Natural] = Field([0], min_length=1)
+    curvature: list[Name] = Field([], description="defenses whose Hessian is measured, for every seed")
+    landscapes: list[Name] = Field([], description="defenses drawn side by side, for the first seed")
 
-    @pydantic.field_validator("models", "defenses", "epsilons", "seeds")
+    @pydantic.field_validator("models", "defenses", "epsilons", "seeds", "curvature", "landscapes")
     @classmethod
     def _distinct(cls, values: list) -> list:
         if len(set(values)) < len(values):
             raise ValueError(f"listed twice: {', '.join(sorted({str(v) for v in values if values.count(v) > 1}))}")
         return values
 
+    @pydantic.model_validator(mode="after")
+    def _measured_are_trained(self) -> Table:
+        for key in ("curvature", "landscapes"):
+            for name in getattr(self, key):
+                if name not in self.defenses:
+                    raise ValueError(f"{key}: {unknown('defense', name, self.defenses)}")
+        return self
+
     @property
     def run_ids(self) -> list[RunId]:
+        return self._product(self.defenses, self.seeds)
+
+    @property
+    def curvature_ids(self) -> list[RunId]:
+        return self._product(self.curvature, self.seeds)
+
+    @property
+    def landscape_ids(self) -> list[RunId]:
+        return self._product(self.landscapes, self.seeds[:1])
+
+    def _product(self, defenses: list[str], seeds: list[int]) -> list[RunId]:
         return [
             RunId(self.dataset, model, defense, epsilon, seed)
             for model in self.models
-            for defense in self.defenses
+            for defense in defenses
             for epsilon in self.epsilons
-            for seed in self.seeds
+            for seed in seeds
         ]
 
 
@@ -334,6 +401,8 @@ class Run(Frozen):
     attack: Attack
     validation: Validation
     evaluation: Evaluation
+    curvature: Curvature
+    landscape: Landscape
     resources: Resources
     options: dict[str, Any]
 
@@ -349,7 +418,7 @@ class Run(Frozen):
     @property
     def training_config(self) -> dict[str, Any]:
         """What the trained weights depend on, as plain JSON types. The place of the data is not part of it."""
-        config = self.model_dump(mode="json", exclude={"study", "evaluation", "resources"})
+        config = self.model_dump(mode="json", exclude={"study", "evaluation", "resources", "curvature", "landscape"})
         del config["data"]["root"]
         return config | {"threads": self.resources.threads}
 

@@ -7,12 +7,15 @@ import hashlib
 import json
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import filelock
+import numpy as np
 
 from sat_core.config import ConfigError
 
@@ -81,6 +84,15 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError, TypeError):
         pass
     raise ConfigError(f"{path}: damaged (its checksum does not match); delete it and run its step again")
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an ``npz`` file, whose parts carry checksums; raises ConfigError if it is damaged."""
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise ConfigError(f"{path}: damaged; delete it and run its step again") from None
 
 
 def _digest(content: dict[str, Any]) -> str:

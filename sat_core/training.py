@@ -53,6 +53,9 @@ def train(run: Run) -> None:
                     saved = time.monotonic()
                 stop_if(received, trainer)
             trainer.finish_epoch()
+            if trainer.epoch in run.training.snapshot_epochs:
+                snapshot = run.folder / run.training.snapshot(trainer.epoch)
+                checkpoint.save_weights(snapshot, trainer.model.state_dict())
             if received or trainer.epoch % every.checkpoint_epochs == 0 or trainer.epoch == run.training.epochs:
                 checkpoint.save_checkpoint(path, digest, trainer.state_dict())
                 saved = time.monotonic()

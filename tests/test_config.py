@@ -47,8 +47,9 @@ def test_a_variant_is_a_row_with_the_options_of_what_it_varies(write_study):
     assert (run.defense, run.base, run.options) == ("trades-mean", "trades", {"beta": 1, "reduction": "mean"})
 
 
-def test_training_digest_ignores_the_place_of_the_data_and_the_evaluation(write_study):
+def test_training_digest_ignores_the_place_of_the_data_and_what_follows_training(write_study):
     study = changed("overrides.0.set.evaluation.images", 24)
+    study["overrides"].append({"set": {"curvature": {"images": 7}, "landscape": {"points": 5}}})
     study["overrides"].append({"set": {"data": {"root": "/elsewhere"}}})
     address = "digits/cnn/madry/eps0.3/seed0"
     original, moved = Study(write_study()).run(address), Study(write_study(study, "other")).run(address)
@@ -85,6 +86,14 @@ BAD = {
     ),
     "lr nan": (changed("overrides.0.set.training.lr", float("nan")), "training.lr: "),
     "steps true": (changed("overrides.0.set.attack.steps", True), "attack.steps: "),
+    "curvature of a stranger": (
+        changed("tables.digits", TINY["tables"]["digits"] | {"curvature": ["trades"]}),
+        "tables.digits: curvature: unknown defense 'trades' (allowed: madry, psat)",
+    ),
+    "landscape without a centre": (
+        changed("overrides.0.set.landscape", {"points": 24}),
+        "landscape.points: 24 points a side have no centre; an odd number is needed",
+    ),
     "not a mapping": ([1, 2], "a mapping (key: value) is expected"),
     "no tables": ({"tables": {}}, "tables: "),
     "not yaml": ("tables: [", "not valid YAML"),

@@ -29,13 +29,23 @@ def load_study():
 STUDY = load_study()
 RESULTS = str(STUDY.folder)
 RUN = f"{RESULTS}/runs/{{run}}"
+FIGURES = {  # kind: (field of the table that lists its runs, file of a run that it needs)
+    "curves": ("run_ids", "history.csv"),
+    "tradeoff": ("run_ids", "autoattack.json"),
+    "curvature": ("curvature_ids", "curvature.json"),
+    "spectrum": ("curvature_ids", "curvature.json"),
+    "landscape": ("landscape_ids", "landscape.npz"),
+    "landscape-hessian": ("landscape_ids", "landscape.npz"),
+    "landscape-input": ("landscape_ids", "landscape.npz"),
+    "landscape-reattacked": ("landscape_ids", "landscape.npz"),
+}
 
 
 wildcard_constraints:
     run=r"[a-z0-9_-]+/[a-z0-9_-]+/[a-z0-9_-]+/eps[0-9.-]+/seed[0-9]+",
     shard=r"[0-9]+-of-[0-9]+",
     table=r"[a-z0-9_-]+",
-    kind="curves|tradeoff",
+    kind="|".join(FIGURES),
 
 
 def run_of(wildcards):
@@ -64,21 +74,29 @@ def shard_files(wildcards):
     return [f"{RESULTS}/runs/{wildcards.run}/shards/{i}-of-{n}" for i in range(1, n + 1)] if n > 1 else []
 
 
+def curvature_digest(wildcards):
+    return [run_of(wildcards).curvature.model_dump_json(), fingerprint("curvature")]
+
+
+def landscape_digest(wildcards):
+    run = run_of(wildcards)
+    return [run.curvature.model_dump_json(), run.landscape.model_dump_json(), fingerprint("landscape")]
+
+
 def threads_of(wildcards):
     return run_of(wildcards).resources.threads
 
 
-def run_files(wildcards, name):
-    ids = STUDY.file.tables[wildcards.table].run_ids
-    return [f"{RESULTS}/runs/{id.path}/{name}" for id in ids]
+def run_files(table, ids, name):
+    return [f"{RESULTS}/runs/{id.path}/{name}" for id in getattr(STUDY.file.tables[table], ids)]
 
 
 def table_inputs(wildcards):
-    return run_files(wildcards, "autoattack.json")
+    return run_files(wildcards.table, "run_ids", "autoattack.json")
 
 
 def figure_inputs(wildcards):
-    return run_files(wildcards, "history.csv" if wildcards.kind == "curves" else "autoattack.json")
+    return run_files(wildcards.table, *FIGURES[wildcards.kind])
 
 
 def table_digest(wildcards):
@@ -99,4 +117,10 @@ def tables():
 
 
 def figures():
-    return [f"{RESULTS}/figures/{name}-{kind}.png" for name in STUDY.file.tables for kind in ("curves", "tradeoff")]
+    """Every kind that has runs to draw; the landscape attacked anew only if asked for by name."""
+    return [
+        f"{RESULTS}/figures/{name}-{kind}.png"
+        for name in STUDY.file.tables
+        for kind, needs in FIGURES.items()
+        if run_files(name, *needs) and kind != "landscape-reattacked"
+    ]
