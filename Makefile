@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export UV_PYTHON := $(PYTHON)
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup demo test lint format schemas envs faults clean
+.PHONY: help setup demo test soak lint format schemas envs faults clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -30,6 +30,9 @@ demo: $(READY)  ## regenerate the demo study: all defenses, AutoAttack, tables, 
 
 test: $(READY)  ## run the tests
 	python -m pytest
+
+soak: $(READY)  ## kill training and evaluation 100 times, at random; about 10 minutes
+	python tests/soak.py
 
 lint: $(READY)  ## check style, formatting and the workflow
 	ruff check .

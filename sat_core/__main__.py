@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import re
 import sys
 from pathlib import Path
 
-from sat_core.config import AXES, ConfigError, Study, unknown
+from sat_core.config import AXES, ConfigError, Interrupted, Study, unknown
+
+TEMPFAIL = 75
+
+LANDSCAPES = ("landscape", "landscape-hessian", "landscape-input", "landscape-reattacked")
+FIGURES = ("curves", "tradeoff", "curvature", "spectrum", *LANDSCAPES)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,23 +40,46 @@ def parser() -> argparse.ArgumentParser:
     data = verb("data", "fetch, check and split a dataset, once for all its runs")
     data.add_argument("--dataset", required=True, metavar="NAME", help="a dataset of the study")
     add_run(verb("train", "train one run, continuing from its checkpoint if there is one"))
-    add_run(verb("evaluate", "judge a trained run with AutoAttack"))
+    evaluate = verb("evaluate", "judge a trained run with AutoAttack, continuing where it was interrupted")
+    add_run(evaluate)
+    evaluate.add_argument("--shard", type=shard, metavar="I-of-N", help="only the I-th of N parts, without merging")
     add_run(verb("audit", "compare each difficulty with the exact Hessian on a trained run"))
+    add_run(verb("curvature", "measure the Hessian of a trained run's adversarial loss"))
+    add_run(verb("landscape", "lay planes through a trained run's loss"))
     add_table(verb("table", "write a table as csv, md, tex and html, and print it"))
     figure = verb("figure", "draw a figure of a table as png and pdf")
     add_table(figure)
-    figure.add_argument("--kind", required=True, choices=("curves", "tradeoff"), help="what to draw")
+    figure.add_argument("--kind", required=True, choices=FIGURES, help="what to draw")
     return top
 
 
+def shard(text: str) -> tuple[int, int]:
+    """``2-of-4`` or ``2/4`` -> (2, 4)."""
+    match = re.fullmatch(r"(\d+)(?:-of-|/)(\d+)", text)
+    if match and 1 <= int(match[1]) <= int(match[2]):
+        return int(match[1]), int(match[2])
+    raise argparse.ArgumentTypeError(f"'{text}' is not of the form 1-of-4, or 1/4")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; 0 only on success. What a user can mend is told in one sentence on stderr."""
+    """Run one verb; 0 only on success. What a user can mend is told in one sentence on stderr, with status 2.
+
+    Status 75 (EX_TEMPFAIL) means interrupted by a signal, with everything saved: run the same again.
+    """
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
         dispatch(options, Study(options.study))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as error:
+        print(f"interrupted: {error}", file=sys.stderr)
+        return TEMPFAIL
+    except (MemoryError, RuntimeError) as error:
+        if not re.search("out of memory|can't allocate memory", f"{type(error).__name__} {error}".lower()):
+            raise
+        print("error: out of memory; lower training.batch_size or evaluation.batch_size", file=sys.stderr)
         return 2
     return 0
 
@@ -87,11 +116,19 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
         case "evaluate":
             from sat_core.evaluation import evaluate
 
-            evaluate(study.run(options.run))
+            evaluate(study.run(options.run), options.shard)
         case "audit":
             from sat_core.audit import audit
 
             audit(study.run(options.run))
+        case "curvature":
+            from sat_core.curvature import curvature
+
+            curvature(study.run(options.run))
+        case "landscape":
+            from sat_core.landscape import landscape
+
+            landscape(study.run(options.run))
         case "table" | "figure":
             if options.table not in study.file.tables:
                 raise ConfigError(f"{study.path}: {unknown('table', options.table, study.file.tables)}")

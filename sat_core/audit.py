@@ -25,7 +25,7 @@ from sat_core.difficulty import (
 )
 from sat_core.evaluation import trained_model
 from sat_core.files import atomic, write_json
-from sat_core.lanczos import lanczos
+from sat_core.lanczos import batched_top_eigenvalues
 from sat_core.training import choose_device, training_attack
 
 matplotlib.use("Agg")
@@ -105,8 +105,7 @@ def exact_curvature(model: nn.Module, x: Tensor, y: Tensor, steps: int = LANCZOS
     for i in range(0, len(x), chunk):
         xs, ys = x[i : i + chunk], y[i : i + chunk]
         start = torch.randn(len(xs), sum(sizes), generator=generator, dtype=x.dtype).to(x.device)
-        values, _, _ = lanczos(lambda v, xs=xs, ys=ys: vmap(product)(v, xs, ys), start, steps)
-        tops.append(values[:, -1])
+        tops.append(batched_top_eigenvalues(lambda v, xs=xs, ys=ys: vmap(product)(v, xs, ys), start, steps))
     return torch.cat(tops)
 
 

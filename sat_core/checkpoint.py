@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
+import pickle
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +20,66 @@ from torch import nn
 from sat_core.config import ConfigError
 from sat_core.files import atomic
 
+log = logging.getLogger(__name__)
+
+CHECKSUM_BYTES = hashlib.sha256().digest_size
+
 
 def save_checkpoint(path: Path, digest: str, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors and plain values) with the digest of the configuration and code it belongs to."""
-    with atomic(path, "wb") as file:
-        torch.save({"digest": digest, "rng": rng_state(), "state": state}, file)
+    """Write ``state`` (tensors and plain values) with the digest of the configuration and code it belongs to.
 
-
-def load_checkpoint(path: Path, digest: str) -> tuple[dict[str, Any] | None, str]:
-    """The state saved at ``path`` and a sentence about it; None if there is none or it belongs to something else.
-
-    Restores the random number generators when a state is returned.
+    The file ends in the SHA-256 of what comes before. The checkpoint before it stays, as ``<stem>.previous.pt``, so
+    that at every instant one whole checkpoint is on disk.
     """
-    if not path.exists():
-        return None, "no checkpoint: starting from the beginning"
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if content["digest"] != digest:
-        return None, f"{path} is of another configuration or code: it is not used, training starts from the beginning"
-    restore_rng(content["rng"])
-    return content["state"], f"resuming from {path}"
+    buffer = io.BytesIO()
+    torch.save({"digest": digest, "rng": rng_state(), "state": state}, buffer)
+    content = buffer.getvalue()
+    with atomic(path, "wb", keep_as=previous(path)) as file:
+        file.write(content)
+        file.write(hashlib.sha256(content).digest())
+
+
+def load_checkpoint(path: Path, digest: str) -> dict[str, Any] | None:
+    """The state last saved at ``path``, or the one before where that is damaged; None if neither can be used.
+
+    A checkpoint with another digest is not used. Each decision is logged in a sentence. Restores the random number
+    generators when a state is returned.
+    """
+    for candidate in (path, previous(path)):
+        try:
+            content = _read(candidate)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            log.warning("%s is not used: %s", candidate, error)
+            continue
+        if content["digest"] != digest:
+            log.warning("%s is not used: it belongs to another configuration or code", candidate)
+            continue
+        restore_rng(content["rng"])
+        log.info("resuming from %s", candidate)
+        return content["state"]
+    log.info("no checkpoint to resume from: starting from the beginning")
+    return None
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at ``path`` is kept."""
+    return path.with_suffix(f".previous{path.suffix}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Raises ValueError where the file is damaged or holds anything but tensors and plain values."""
+    content = path.read_bytes()
+    content, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+    if hashlib.sha256(content).digest() != checksum:
+        raise ValueError("it is damaged (its checksum does not match)")
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise ValueError("it is not a checkpoint of ours")
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        raise ValueError("it holds something other than tensors and plain values") from None
 
 
 def rng_state() -> dict[str, Any]:

@@ -30,6 +30,10 @@ class ConfigError(ValueError):
     """Something a user wrote is wrong; the message is one sentence: what, where, and what is allowed."""
 
 
+class Interrupted(Exception):
+    """A signal asked the process to stop; everything needed to go on has been saved."""
+
+
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
     """The sentence for a name that is not among ``allowed``, with the nearest right one first."""
     allowed = sorted(allowed)
@@ -155,12 +159,27 @@ class Training(Frozen):
     milestones: list[Count] = Field([], description="epochs (counted from 0) at which lr is divided by 10")
     augmentation: list[Literal["crop", "flip", "affine", "brightness", "resized_crop"]] = []
     select: Literal["best", "last"] = Field("best", description="the epoch to evaluate; best: by validation")
+    snapshots: Natural = Field(0, description="keep the weights of every so many epochs, for curvature; 0: never")
 
     @pydantic.model_validator(mode="after")
     def _milestones_within(self) -> Training:
         if self.milestones != sorted(set(self.milestones)) or any(m >= self.epochs for m in self.milestones):
             raise ValueError(f"milestones {self.milestones} must increase and lie below epochs ({self.epochs})")
         return self
+
+    def learning_rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        return self.lr / 10 ** sum(epoch >= milestone for milestone in self.milestones)
+
+    @property
+    def snapshot_epochs(self) -> range:
+        """The epochs, counted from 1, after which the weights are kept."""
+        return range(self.snapshots, self.epochs + 1, self.snapshots) if self.snapshots else range(0)
+
+    @staticmethod
+    def snapshot(epoch: int) -> str:
+        """Where the weights after ``epoch`` epochs are, in the run's folder."""
+        return f"snapshots/epoch{epoch:04}.safetensors"
 
 
 class Attack(Frozen):
@@ -183,6 +202,40 @@ class Evaluation(Frozen):
     images: Count | None = Field(None, description="the first so many test images; all of them if absent")
     batch_size: Count = 512
     seed: Natural = 0
+    shards: Count = Field(1, description="how many jobs share the work; the result does not depend on it")
+
+
+class Curvature(Frozen):
+    """The Hessian of the adversarial loss on a fixed sample of images, at the selected weights and at every snapshot.
+
+    Training images by default: the paper's claim is about the loss that training has to descend.
+    """
+
+    split: Literal["train", "validation", "test"] = "train"
+    images: Count = Field(500, description="size of the sample, which is the same for every run of a dataset")
+    batch_size: Count = Field(500, description="images at a time; changes memory, not the result")
+    steps: Annotated[int, Field(ge=2, strict=True)] = Field(40, description="of Lanczos, at most")
+    tolerance: Positive = Field(1e-3, description="of ||Hv - lambda v|| / lambda_max, at which Lanczos stops")
+    probes: Natural = Field(1, description="random vectors of the spectral density; 0: no density")
+    seed: Natural = 0
+
+
+class Landscape(Frozen):
+    """Planes through the selected weights, and through the images; the sample is that of `curvature`."""
+
+    points: Annotated[int, Field(ge=3, strict=True)] = Field(25, description="a side; odd, so that one is the centre")
+    random: Positive = Field(1.0, description="half-width of the random plane, in norms of the filters")
+    hessian: Positive = Field(1.0, description="half-width of the plane of the two top eigenvectors, in weight space")
+    input: Positive = Field(1.0, description="half-width of the plane through the images, in epsilons")
+    reattack: Natural = Field(0, description="points a side of the random plane attacked anew at each; 0: none")
+    seed: Natural = 0
+
+    @pydantic.field_validator("points", "reattack")
+    @classmethod
+    def _has_a_centre(cls, points: int) -> int:
+        if points and points % 2 == 0:
+            raise ValueError(f"{points} points a side have no centre; an odd number is needed")
+        return points
 
 
 class Resources(Frozen):
@@ -198,7 +251,9 @@ class Resources(Frozen):
     gpus: Annotated[int, Field(ge=0, le=1, strict=True)] = 1
     runs_per_gpu: Literal[1, 2, 4, 8] = Field(1, description="so many runs, trained and judged, share one allocation")
     train_minutes: Count = Field(60, description="time limit; a second attempt gets twice this")
-    evaluate_minutes: Count = Field(60, description="time limit; a second attempt gets twice this")
+    evaluate_minutes: Count = Field(60, description="of AutoAttack, of a shard of it, of curvature, of a landscape")
+    checkpoint_epochs: Count = Field(1, description="a checkpoint after every so many epochs")
+    checkpoint_minutes: Positive = Field(10.0, description="and within an epoch after so many minutes")
 
 
 class Settings(Frozen):
@@ -209,18 +264,26 @@ class Settings(Frozen):
     attack: dict[str, Any] = {}
     validation: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
+    curvature: dict[str, Any] = {}
+    landscape: dict[str, Any] = {}
     resources: dict[str, Any] = {}
     options: dict[str, Any] = Field({}, description="of the defense: the fields of its class")
+
+
+ONE_OR_MORE = (
+    BeforeValidator(_as_list),
+    pydantic.WithJsonSchema({"type": ["string", "number", "array"], "items": {"type": ["string", "number"]}}),
+)
 
 
 class Where(Frozen):
     """Which runs an override touches: those that agree with every axis given (one value or a list)."""
 
-    dataset: Annotated[list[Name], BeforeValidator(_as_list)] | None = None
-    model: Annotated[list[Name], BeforeValidator(_as_list)] | None = None
-    defense: Annotated[list[Name], BeforeValidator(_as_list)] | None = None
-    epsilon: Annotated[list[EpsilonField], BeforeValidator(_as_list)] | None = None
-    seed: Annotated[list[Natural], BeforeValidator(_as_list)] | None = None
+    dataset: Annotated[list[Name], *ONE_OR_MORE] | None = None
+    model: Annotated[list[Name], *ONE_OR_MORE] | None = None
+    defense: Annotated[list[Name], *ONE_OR_MORE] | None = None
+    epsilon: Annotated[list[EpsilonField], *ONE_OR_MORE] | None = None
+    seed: Annotated[list[Natural], *ONE_OR_MORE] | None = None
 
     def matches(self, run: RunId, base_defense: str) -> bool:
         """``base_defense`` lets a variant inherit what is said of the defense it varies."""
@@ -255,22 +318,43 @@ class Table(Frozen):
     defenses: list[Name] = Field(min_length=1)
     epsilons: list[EpsilonField] = Field(min_length=1)
     seeds: list[Natural] = Field([0], min_length=1)
+    curvature: list[Name] = Field([], description="defenses whose Hessian is measured, for every seed")
+    landscapes: list[Name] = Field([], description="defenses drawn side by side, for the first seed")
 
-    @pydantic.field_validator("models", "defenses", "epsilons", "seeds")
+    @pydantic.field_validator("models", "defenses", "epsilons", "seeds", "curvature", "landscapes")
     @classmethod
     def _distinct(cls, values: list) -> list:
         if len(set(values)) < len(values):
             raise ValueError(f"listed twice: {', '.join(sorted({str(v) for v in values if values.count(v) > 1}))}")
         return values
 
+    @pydantic.model_validator(mode="after")
+    def _measured_are_trained(self) -> Table:
+        for key in ("curvature", "landscapes"):
+            for name in getattr(self, key):
+                if name not in self.defenses:
+                    raise ValueError(f"{key}: {unknown('defense', name, self.defenses)}")
+        return self
+
     @property
     def run_ids(self) -> list[RunId]:
+        return self._product(self.defenses, self.seeds)
+
+    @property
+    def curvature_ids(self) -> list[RunId]:
+        return self._product(self.curvature, self.seeds)
+
+    @property
+    def landscape_ids(self) -> list[RunId]:
+        return self._product(self.landscapes, self.seeds[:1])
+
+    def _product(self, defenses: list[str], seeds: list[int]) -> list[RunId]:
         return [
             RunId(self.dataset, model, defense, epsilon, seed)
             for model in self.models
-            for defense in self.defenses
+            for defense in defenses
             for epsilon in self.epsilons
-            for seed in self.seeds
+            for seed in seeds
         ]
 
 
@@ -327,6 +411,8 @@ class Run(Frozen):
     attack: Attack
     validation: Validation
     evaluation: Evaluation
+    curvature: Curvature
+    landscape: Landscape
     resources: Resources
     options: dict[str, Any]
 
@@ -341,11 +427,15 @@ class Run(Frozen):
 
     @property
     def training_config(self) -> dict[str, Any]:
-        """What the trained weights depend on, as plain JSON types: not the place of the data, nor memory or time."""
-        config = self.model_dump(mode="json", exclude={"study", "evaluation"})
+        """What the trained weights depend on, as plain JSON types. The place of the data is not part of it."""
+        config = self.model_dump(mode="json", exclude={"study", "evaluation", "resources", "curvature", "landscape"})
         del config["data"]["root"]
-        config["resources"] = {"threads": self.resources.threads}
-        return config
+        return config | {"threads": self.resources.threads}
+
+    @property
+    def evaluation_config(self) -> dict[str, Any]:
+        """What AutoAttack's verdict on given weights depends on."""
+        return self.evaluation.model_dump(mode="json", exclude={"shards"})
 
     def digest(self, *parts: Any) -> str:
         """A short fingerprint of :attr:`training_config` and ``parts`` (JSON types)."""
@@ -419,10 +509,22 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return {**base, **over, **nested}
 
 
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error, not the last one's silent victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"'{key.value}' is given twice, the second time {key.start_mark}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> Any:
     """The document in ``path``; raises ConfigError if it is missing or not YAML."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -452,5 +554,5 @@ def sentence(error: pydantic.ValidationError) -> str:
     if first["type"] in ("dict_type", "model_type", "model_attributes_type"):
         message = "a mapping (key: value) is expected"
     if not isinstance(value := first.get("input"), (Mapping, list, type(None))) and str(value) not in message:
-        message += f", not '{value}'"
+        message += f", not {value!r}"
     return f"{place}: {message}" if place else message

@@ -55,14 +55,19 @@ class Images:
 
     def batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Indices, images and labels, ``size`` at a time, in the order given (CPU int64)."""
-        parts = order.split(size)
+        parts = [part for part in order.split(size) if len(part)]  # an empty tensor splits into one empty part
         if self.pixels.device == self.device:
             for index in parts:
                 index = index.to(self.device)
                 yield index, *self.batch(index)
         else:
             loader = DataLoader(
-                _Gather(self), sampler=parts, batch_size=None, num_workers=2, pin_memory=self.device.type == "cuda"
+                _Gather(self),
+                batch_size=None,
+                sampler=parts,
+                num_workers=2,
+                pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # else it draws from the global one, and resuming would differ
             )
             for index, pixels, labels in loader:
                 x = pixels.to(self.device, non_blocking=True).to(torch.float32).div_(self.scale)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 import time
+from typing import Any
 
 import pyautoattack
 import torch
@@ -14,76 +16,126 @@ from tqdm import tqdm
 from sat_core import checkpoint, models
 from sat_core.config import ConfigError, Run
 from sat_core.data import load
-from sat_core.files import atomic, read_json, sole_writer, write_json
-from sat_core.provenance import training_digest
+from sat_core.files import atomic, checksum, read_json, sole_writer, verify, write_json
+from sat_core.provenance import evaluation_digest, training_digest
 from sat_core.training import choose_device, device_name, predict
 
 log = logging.getLogger(__name__)
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 """AutoAttack's `standard`, in its order."""
+PARTS = "autoattack.parts"
+"""Folder of the blocks judged so far; gone once they are merged."""
 
 
-def evaluate(run: Run) -> None:
+def evaluate(run: Run, shard: tuple[int, int] | None = None) -> None:
     """Judge a trained run: writes ``autoattack.csv`` (one row an image) and ``autoattack.json`` (the summary).
 
+    The unit of work is a block of ``batch_size`` images, whose progress is saved after each of the four attacks, so
+    that whatever interrupts the work, little is lost. With ``shard`` (i, n), only every n-th block from the i-th on is
+    judged and nothing is merged; without, the blocks that are left, then all are merged. The result does not depend
+    on who judged which block. Raises ConfigError if the run has not been trained with its present configuration.
+
     ``broken_by`` names the attack that broke an image, ``clean`` if it was misclassified to begin with, and is empty
-    for a robust one. Raises ConfigError if the run has not been trained with its present configuration and code.
+    for a robust one.
     """
     device = choose_device()
     torch.set_num_threads(run.resources.threads)
-    with sole_writer(run.folder):
+    work = "evaluate" if shard is None else f"evaluate-{shard[0]}-of-{shard[1]}"
+    with sole_writer(run.folder, work):
         model = trained_model(run, device)
         (images,) = load(run, "test")
-        count = min(len(images), run.evaluation.images or len(images))
-        rows, seconds = [], dict.fromkeys(ATTACKS, 0.0)
-        size = run.evaluation.batch_size
-        for first in tqdm(range(0, count, size), "AutoAttack", leave=False, disable=None):
+        count, size = min(len(images), run.evaluation.images or len(images)), run.evaluation.batch_size
+        starts = range(0, count, size)
+        i, n = shard or (1, 1)
+        blocks = []
+        for first in tqdm(starts[i - 1 :: n], "AutoAttack", leave=False, disable=None):
             x, y = (tensor.to(device) for tensor in images.batch(slice(first, min(first + size, count))))
-            prediction, broken_by = judge(model, x, y, run.epsilon.value, run.evaluation.seed, seconds)
-            rows += zip(range(first, first + len(y)), y.tolist(), prediction.tolist(), broken_by, strict=True)
-            log.info("%d of %d images judged", len(rows), count)
-        with atomic(run.folder / "autoattack.csv") as file:
-            csv.writer(file).writerows([("index", "label", "prediction", "broken_by"), *rows])
-        summary = summarise(run, [row[3] for row in rows], seconds)
-        write_json(run.folder / "autoattack.json", summary | {"device": device_name(device)})
+            blocks.append(judged_block(run, model, first // size, x, y))
+            log.info("block %d of %d judged", first // size + 1, len(starts))
+        if shard is None:
+            write_results(run, blocks, device)
+
+
+def judged_block(run: Run, model: nn.Module, number: int, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """The verdict on one block, from its file as far as that goes."""
+    path = run.folder / PARTS / f"block{number:04}.json"
+    prediction = predict(model, x)
+    block = {
+        "digest": evaluation_digest(run),
+        "labels": y.tolist(),
+        "predictions": prediction.tolist(),
+        "broken_by": ["" if right else "clean" for right in (prediction == y).tolist()],
+        "seconds": {},
+    }
+    if path.exists():
+        try:
+            saved = read_json(path)
+            block = saved if saved["digest"] == block["digest"] else block
+        except ConfigError as error:
+            log.warning("%s; the block is judged again", error)
+    for attack in ATTACKS[len(block["seconds"]) :]:
+        began = time.perf_counter()
+        attack_block(model, x, y, attack, run.epsilon.value, run.evaluation.seed + number, block["broken_by"])
+        block["seconds"][attack] = time.perf_counter() - began
+        write_json(path, block)
+    return block
+
+
+def attack_block(
+    model: nn.Module, x: Tensor, y: Tensor, attack: str, epsilon: float, seed: int, broken_by: list[str]
+) -> None:
+    """One attack of AutoAttack on the images of a block that are still standing; marks in ``broken_by`` what it breaks.
+
+    The four attacks run one by one, each on the images that all before it left standing, which is what AutoAttack
+    does itself; only so does one learn which attack broke which image, and only so can one resume.
+    """
+    standing = torch.tensor([i for i, by in enumerate(broken_by) if not by], device=x.device, dtype=torch.int64)
+    if not len(standing):
+        return
+    adversary = pyautoattack.AutoAttack(model, eps=epsilon, norm="Linf", seed=seed, device=x.device)
+    adversary.attacks_to_run = [attack]
+    x, y, size = x[standing], y[standing], len(x)
+    while True:
+        try:
+            x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=size)
+            break
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = -(-size // 2)
+            torch.cuda.empty_cache()
+            log.warning("out of GPU memory in %s: going on with %d images at a time", attack, size)
+    for i in standing[predict(model, x_adv) != y].tolist():
+        broken_by[i] = attack
+
+
+def write_results(run: Run, blocks: list[dict[str, Any]], device: torch.device) -> None:
+    """Merge all blocks, in order, into ``autoattack.csv`` and ``autoattack.json``."""
+    columns = ([value for block in blocks for value in block[key]] for key in ("labels", "predictions", "broken_by"))
+    rows = [(i, *row) for i, row in enumerate(zip(*columns, strict=True))]
+    with atomic(run.folder / "autoattack.csv") as file:
+        csv.writer(file).writerows([("index", "label", "prediction", "broken_by"), *rows])
+    seconds = {attack: sum(block["seconds"][attack] for block in blocks) for attack in ATTACKS}
+    summary = summarise(run, [row[3] for row in rows], seconds)
+    files = {"autoattack.csv": checksum(run.folder / "autoattack.csv")}
+    write_json(run.folder / "autoattack.json", summary | {"device": device_name(device), "files": files})
+    shutil.rmtree(run.folder / PARTS)
 
 
 def trained_model(run: Run, device: torch.device) -> nn.Module:
-    """The selected network of a trained run: float32, eval mode, parameters frozen."""
+    """The selected network of a trained run: float32, eval mode, parameters frozen. Raises ConfigError."""
     record = run.folder / "run.json"
     if not record.exists():
         raise ConfigError(f"{record} is missing: the run is not trained yet; `train` it first")
-    if read_json(record)["digest"] != training_digest(run):
+    content = read_json(record)
+    if content["digest"] != training_digest(run):
         raise ConfigError(f"{record} is of another configuration or code; `train` the run again first")
+    weights = run.folder / "model.safetensors"
+    verify(weights, content["files"][weights.name], "`train` the run again, which takes it from the checkpoint")
     model = models.build(run.model, run.data)
-    checkpoint.load_weights(run.folder / "model.safetensors", model)
+    checkpoint.load_weights(weights, model)
     return model.to(device).eval().requires_grad_(False)
-
-
-def judge(
-    model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, seconds: dict[str, float]
-) -> tuple[Tensor, list[str]]:
-    """AutoAttack on one block of images: clean predictions (N,), and for each image what broke it.
-
-    The four attacks run one by one, each on the images that all before it left standing, which is what AutoAttack
-    does itself; only so does one learn which attack broke which image. Adds the time of each to ``seconds``.
-    """
-    prediction = predict(model, x)
-    broken_by = ["" if right else "clean" for right in (prediction == y).tolist()]
-    for attack in ATTACKS:
-        standing = torch.tensor([i for i, by in enumerate(broken_by) if not by], device=x.device)
-        if not len(standing):
-            break
-        began = time.perf_counter()
-        adversary = pyautoattack.AutoAttack(model, eps=epsilon, norm="Linf", seed=seed, device=x.device)
-        adversary.attacks_to_run = [attack]
-        x_adv, _ = adversary.run_standard_evaluation(x[standing], y[standing], batch_size=len(x))
-        fooled = predict(model, x_adv) != y[standing]
-        for i in standing[fooled].tolist():
-            broken_by[i] = attack
-        seconds[attack] += time.perf_counter() - began
-    return prediction, broken_by
 
 
 def summarise(run: Run, broken_by: list[str], seconds: dict[str, float]) -> dict[str, object]:

@@ -84,6 +84,11 @@ def training_digest(run: Run) -> str:
     return run.digest(fingerprint("training", f"defenses.{run.base}"))
 
 
+def evaluation_digest(run: Run) -> str:
+    """A fingerprint of everything AutoAttack's verdict depends on: the trained weights' own and the evaluation's."""
+    return run.digest(training_digest(run), run.evaluation_config, fingerprint("evaluation"))
+
+
 def data_digest(run: Run) -> str:
     """A fingerprint of what the prepared data depends on."""
     text = json.dumps([run.data.model_dump(mode="json"), run.validation.model_dump(mode="json"), fingerprint("data")])

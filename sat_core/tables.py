@@ -9,7 +9,8 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from sat_core.config import Run, Study, Table
-from sat_core.files import atomic, read_json
+from sat_core.files import atomic, read_json, verify
+from sat_core.trivial import is_trivial
 
 TRIVIAL_SIGN = "†"
 TRIVIAL_NOTE = (
@@ -27,6 +28,8 @@ def results(study: Study, table: Table) -> pd.DataFrame:
 def evaluated(run: Run) -> dict[str, object]:
     """The row of one evaluated run; raises ConfigError if its files are damaged."""
     summary = read_json(run.folder / "autoattack.json")
+    for name, expected in summary["files"].items():
+        verify(run.folder / name, expected, "delete it and run `evaluate` again")
     images = pd.read_csv(run.folder / "autoattack.csv", keep_default_na=False)
     return {
         "model": run.model,
@@ -38,17 +41,6 @@ def evaluated(run: Run) -> dict[str, object]:
         "n": summary["n"],
         "trivial": is_trivial(images),
     }
-
-
-def is_trivial(images: pd.DataFrame) -> bool:
-    """Whether predictions are constant, or clean accuracy is within two standard errors of the majority class's share.
-
-    ``images`` has columns ``label`` and ``prediction``, one row a test image.
-    """
-    majority = images["label"].value_counts(normalize=True).iloc[0]
-    noise = 2 * math.sqrt(majority * (1 - majority) / len(images))
-    clean = (images["label"] == images["prediction"]).mean()
-    return bool(images["prediction"].nunique() == 1 or clean <= majority + noise)
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import logging
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +18,82 @@ from tqdm import tqdm
 from sat_core import checkpoint, defenses, models
 from sat_core.attacks import PGD, cross_entropy, uniform_start, while_correct
 from sat_core.augmentation import AUGMENTATIONS
-from sat_core.config import Run
+from sat_core.config import ConfigError, Interrupted, Run
 from sat_core.data import Images, load
-from sat_core.files import atomic, read_json, sole_writer, write_json
+from sat_core.files import atomic, checksum, read_json, sole_writer, verify, write_json
 from sat_core.provenance import environment, training_digest
 
 log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def train(run: Run) -> None:
     """Train ``run`` in its folder, from its checkpoint if there is one, or do nothing if it is complete.
 
-    Writes ``checkpoint.pt`` after every epoch and, at the end, ``model.safetensors``, ``history.csv`` and last of all
-    ``run.json``. Raises ConfigError for anything the user can mend.
+    Writes ``checkpoint.pt`` as often as ``resources`` say and, at the end, ``model.safetensors``, ``history.csv`` and
+    last of all ``run.json``. On SIGTERM, SIGINT or SIGUSR1 it saves a checkpoint after the current step and raises
+    Interrupted. Raises ConfigError for anything the user can mend.
     """
-    digest = training_digest(run)
-    with sole_writer(run.folder):
-        if (run.folder / "run.json").exists() and read_json(run.folder / "run.json")["digest"] == digest:
+    digest, path, every = training_digest(run), run.folder / "checkpoint.pt", run.resources
+    with sole_writer(run.folder, "train"), signals() as received:
+        if is_complete(run.folder, digest):
             log.info("%s is complete: nothing to do", run.folder)
             return
-        training = Trainer(run, choose_device())
-        state, sentence = checkpoint.load_checkpoint(run.folder / "checkpoint.pt", digest)
-        log.info(sentence)
-        if state is not None:
-            training.load_state_dict(state)
-        while training.epoch < run.training.epochs:
-            training.run_epoch()
-            checkpoint.save_checkpoint(run.folder / "checkpoint.pt", digest, training.state_dict())
-        training.write_results(run.folder, digest)
+        for litter in run.folder.glob(f".{path.name}.*.tmp"):  # of a process that was killed while writing
+            litter.unlink()
+        trainer = Trainer(run, choose_device())
+        if (state := checkpoint.load_checkpoint(path, digest)) is not None:
+            trainer.load_state_dict(state)
+        saved = time.monotonic()
+        while trainer.epoch < run.training.epochs:
+            for _ in trainer.steps():
+                if received or time.monotonic() - saved > 60 * every.checkpoint_minutes:
+                    checkpoint.save_checkpoint(path, digest, trainer.state_dict())
+                    saved = time.monotonic()
+                stop_if(received, trainer)
+            trainer.finish_epoch()
+            if trainer.epoch in run.training.snapshot_epochs:
+                snapshot = run.folder / run.training.snapshot(trainer.epoch)
+                checkpoint.save_weights(snapshot, trainer.model.state_dict())
+            if received or trainer.epoch % every.checkpoint_epochs == 0 or trainer.epoch == run.training.epochs:
+                checkpoint.save_checkpoint(path, digest, trainer.state_dict())
+                saved = time.monotonic()
+            stop_if(received, trainer)
+        trainer.write_results(run.folder, digest)
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collect SIGTERM, SIGINT and SIGUSR1 (SLURM's warning) in a list, instead of dying of them."""
+    received: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_if(received: list[int], trainer: Trainer) -> None:
+    """Raise Interrupted if a signal came in."""
+    if received:
+        name = signal.Signals(received[0]).name
+        where = f"epoch {trainer.epoch + 1}, step {trainer.step_count}"
+        raise Interrupted(f"{name}: saved in {where}; run the same again to go on")
+
+
+def is_complete(folder: Path, digest: str) -> bool:
+    """Whether the run's results are all there, undamaged, and of this configuration and code."""
+    try:
+        record = read_json(folder / "run.json")
+        for name, expected in record["files"].items():
+            verify(folder / name, expected, "it will be written again")
+        return record["digest"] == digest
+    except ConfigError as error:
+        if (folder / "run.json").exists():
+            log.warning("%s", error)
+        return False
 
 
 def choose_device() -> torch.device:
@@ -59,6 +110,9 @@ def training_attack(run: Run) -> PGD:
 class Trainer:
     """The state of one training, from the first epoch to the last."""
 
+    PLAIN = ("epoch", "step_count", "order", "sums", "seconds", "history", "best", "defense_state")
+    MODULES = ("model", "optimizer")
+
     def __init__(self, run: Run, device: torch.device) -> None:
         self.run, self.device = run, device
         torch.set_num_threads(run.resources.threads)
@@ -72,41 +126,52 @@ class Trainer:
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-        self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, config.milestones, gamma=0.1)
-        self.epoch = 0
+        self.epoch = self.step_count = 0
+        self.order: Tensor | None = None
+        self.sums = torch.zeros(3, device=device)
+        self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"score": (-1.0, -1.0), "epoch": -1, "weights": {}}
 
-    def run_epoch(self) -> None:
-        """One pass over the training images, then validation; appends a row to the history."""
-        began = time.perf_counter()
-        lr = self.optimizer.param_groups[0]["lr"]
-        order = torch.randperm(len(self.train_images))
-        sums = torch.zeros(3, device=self.device)
-        size = self.run.training.batch_size
+    def steps(self) -> Iterator[None]:
+        """Take the optimiser steps that are left of this epoch, one by one; between two, all state is in self."""
+        if self.order is None:
+            self.order = torch.randperm(len(self.train_images))
+        size, done = self.run.training.batch_size, self.step_count
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.run.training.learning_rate(self.epoch)
         batches = tqdm(
-            self.train_images.batches(order, size),
+            self.train_images.batches(self.order[done * size :], size),
             f"epoch {self.epoch + 1}/{self.run.training.epochs}",
-            total=-(-len(order) // size),
+            total=-(-len(self.order) // size),
+            initial=done,
             leave=False,
             disable=None,
         )
+        began = time.perf_counter()
         for batch in batches:
-            sums += self.step(*batch)
-        self.schedule.step()
+            self.sums += self.step(*batch)
+            self.step_count += 1
+            began, before = time.perf_counter(), began
+            self.seconds += began - before
+            yield
+
+    def finish_epoch(self) -> None:
+        """After the last step: validate, keep the weights if they are the best, and add a row to the history."""
+        began = time.perf_counter()
         clean, robust = self.validate()
-        loss, steps, stopped = (sums / len(order)).tolist()
+        loss, steps, stopped = (self.sums / len(self.train_images)).tolist()
         self.history.append(
             {
                 "epoch": self.epoch,
-                "lr": lr,
+                "lr": self.optimizer.param_groups[0]["lr"],
                 "loss": loss,
                 "validation_clean": clean,
                 "validation_robust": robust,
                 "lambda": self.defense.curriculum_value(self.epoch),
                 "stopped": stopped,
                 "steps": steps,
-                "seconds": time.perf_counter() - began,
+                "seconds": self.seconds + time.perf_counter() - began,
             }
         )
         score = (robust, clean) if self.defense.selects_on == "robust" else (clean, robust)
@@ -115,6 +180,8 @@ class Trainer:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
             self.best = {"score": score, "epoch": self.epoch, "weights": weights}
         self.epoch += 1
+        self.step_count, self.order, self.seconds = 0, None, 0.0
+        self.sums = torch.zeros_like(self.sums)
         log.info(
             "epoch %d/%d: loss %.4f, validation clean %.1f %%, robust %.1f %%, %.1f PGD steps a sample",
             *(self.epoch, self.run.training.epochs, loss, 100 * clean, 100 * robust, steps),
@@ -131,6 +198,12 @@ class Trainer:
         found = self.defense.perturb(batch)
         self.optimizer.zero_grad()
         loss = self.defense.outer_loss(batch, found)
+        if not torch.isfinite(loss):
+            raise ConfigError(
+                f"training diverged: the loss of {self.run.id.path} is {loss.item()} in epoch {self.epoch + 1}, step "
+                f"{self.step_count + 1}, at learning rate {self.optimizer.param_groups[0]['lr']:g}, defense "
+                f"{self.run.defense}; the last checkpoint is kept; lower training.lr"
+            )
         loss.backward()
         self.optimizer.step()
         return torch.stack([loss.detach() * len(y), found.steps.sum(), (found.steps < self.attack.steps).sum()])
@@ -142,22 +215,18 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue, as tensors and plain values."""
         return {
-            "epoch": self.epoch,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "defense": self.defense_state,
-            "history": self.history,
-            "best": self.best,
+            **{name: getattr(self, name) for name in self.PLAIN},
+            **{name: getattr(self, name).state_dict() for name in self.MODULES},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned."""
-        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.defense_state = {name: tensor.to(self.device) for name, tensor in state["defense"].items()}
+        for name in self.PLAIN:
+            setattr(self, name, state[name])
+        for name in self.MODULES:
+            getattr(self, name).load_state_dict(state[name])
+        self.sums = self.sums.to(self.device)
+        self.defense_state = {name: tensor.to(self.device) for name, tensor in self.defense_state.items()}
 
     def write_results(self, folder: Path, digest: str) -> None:
         """Write the selected weights and the history, then ``run.json``, whose presence means complete."""
@@ -175,6 +244,7 @@ class Trainer:
                 "best_epoch": self.best["epoch"],
                 "validation": {"clean": chosen["validation_clean"], "robust": chosen["validation_robust"]},
                 "seconds": sum(row["seconds"] for row in self.history),
+                "files": {name: checksum(folder / name) for name in ("model.safetensors", "history.csv")},
                 "device": device_name(self.device),
                 "environment": environment(),
                 "config": self.run.model_dump(mode="json"),

@@ -35,6 +35,13 @@ TINY = {
 }
 
 
+def run_epoch(trainer) -> None:
+    """One whole epoch of a Trainer."""
+    for _ in trainer.steps():
+        pass
+    trainer.finish_epoch()
+
+
 @pytest.fixture
 def tiny_study() -> dict:
     """A study of two runs that takes seconds, to be changed at will."""

@@ -47,8 +47,9 @@ def test_a_variant_is_a_row_with_the_options_of_what_it_varies(write_study):
     assert (run.defense, run.base, run.options) == ("trades-mean", "trades", {"beta": 1, "reduction": "mean"})
 
 
-def test_training_digest_ignores_the_place_of_the_data_and_the_evaluation(write_study):
+def test_training_digest_ignores_the_place_of_the_data_and_what_follows_training(write_study):
     study = changed("overrides.0.set.evaluation.images", 24)
+    study["overrides"].append({"set": {"curvature": {"images": 7}, "landscape": {"points": 5}}})
     study["overrides"].append({"set": {"data": {"root": "/elsewhere"}}})
     address = "digits/cnn/madry/eps0.3/seed0"
     original, moved = Study(write_study()).run(address), Study(write_study(study, "other")).run(address)
@@ -85,9 +86,65 @@ BAD = {
     ),
     "lr nan": (changed("overrides.0.set.training.lr", float("nan")), "training.lr: "),
     "steps true": (changed("overrides.0.set.attack.steps", True), "attack.steps: "),
+    "curvature of a stranger": (
+        changed("tables.digits", TINY["tables"]["digits"] | {"curvature": ["trades"]}),
+        "tables.digits: curvature: unknown defense 'trades' (allowed: madry, psat)",
+    ),
+    "landscape without a centre": (
+        changed("overrides.0.set.landscape", {"points": 24}),
+        "landscape.points: 24 points a side have no centre; an odd number is needed",
+    ),
     "not a mapping": ([1, 2], "a mapping (key: value) is expected"),
     "no tables": ({"tables": {}}, "tables: "),
     "not yaml": ("tables: [", "not valid YAML"),
+    "epochs zero": (changed("overrides.0.set.training.epochs", 0), "training.epochs: "),
+    "epochs fraction": (changed("overrides.0.set.training.epochs", 1.5), "training.epochs: "),
+    "epochs true": (changed("overrides.0.set.training.epochs", True), "training.epochs: "),
+    "batch of none": (changed("overrides.0.set.training.batch_size", 0), "training.batch_size: "),
+    "lr zero": (changed("overrides.0.set.training.lr", 0), "training.lr: "),
+    "lr negative": (changed("overrides.0.set.training.lr", -0.1), "training.lr: "),
+    "lr true": (changed("overrides.0.set.training.lr", True), "a number is expected, not true/false"),
+    "lr a list": (changed("overrides.0.set.training.lr", [0.1]), "training.lr: "),
+    "momentum one": (changed("overrides.0.set.training.momentum", 1), "training.momentum: "),
+    "decay negative": (changed("overrides.0.set.training.weight_decay", -1), "training.weight_decay: "),
+    "milestones falling": (changed("overrides.0.set.training.milestones", [1, 1]), "must increase"),
+    "unknown augmentation": (changed("overrides.0.set.training.augmentation", ["twirl"]), "training.augmentation.0: "),
+    "unknown selection": (changed("overrides.0.set.training.select", "worst"), "training.select: "),
+    "steps zero": (changed("overrides.0.set.attack.steps", 0), "attack.steps: "),
+    "step size zero": (changed("overrides.0.set.attack.relative_step_size", 0), "attack.relative_step_size: "),
+    "step size 1/0": (changed("overrides.0.set.attack.relative_step_size", "1/0"), "is not a number or a fraction"),
+    "batchnorm": (changed("overrides.0.set.attack.batchnorm", "test"), "attack.batchnorm: "),
+    "fraction one": (changed("overrides.0.set.validation", {"fraction": 1}), "validation.fraction: "),
+    "images zero": (changed("overrides.0.set.evaluation.images", 0), "evaluation.images: "),
+    "shards zero": (changed("overrides.0.set.evaluation.shards", 0), "evaluation.shards: "),
+    "seed text": (changed("overrides.0.set.evaluation.seed", "lucky"), "evaluation.seed: "),
+    "threads zero": (changed("overrides.0.set.resources", {"threads": 0}), "resources.threads: "),
+    "minutes negative": (changed("overrides.0.set.resources", {"checkpoint_minutes": -1}), "resources.checkpoint_"),
+    "unknown source": (changed("overrides.0.set.data", {"source": "imagenet"}), "data.source: "),
+    "std zero": (changed("overrides.0.set.data", {"std": [0]}), "data.std.0: "),
+    "mean of three": (changed("overrides.0.set.data", {"mean": [0, 0, 0]}), "one number for each of the 1 channels"),
+    "unknown section": (changed("overrides.0.set.trainning", {}), "unknown key 'trainning'; did you mean 'training'?"),
+    "unknown place": (changed("overrides.1.where", {"modell": "cnn"}), "unknown key 'modell'; did you mean 'model'?"),
+    "lambda range": (
+        changed("overrides.1.set.options.curriculum.stop", 1.5),
+        "curriculum.stop 1.5 is outside the range of this difficulty, -1.0..1.0",
+    ),
+    "unknown curriculum": (changed("overrides.1.set.options.curriculum.kind", "cosine"), "curriculum.kind: "),
+    "shell in a model": (changed("tables.digits.models", ["cnn; rm -rf ~"]), "tables.digits.models.0: "),
+    "shell in a defense": (changed("tables.digits.defenses", ["$(id)"]), "tables.digits.defenses.0: "),
+    "shell in a dataset": (changed("tables.digits.dataset", "`id`"), "tables.digits.dataset: "),
+    "shell in a table": ({"tables": {"a b": TINY["tables"]["digits"]}}, "tables.a b"),
+    "newline in a name": (changed("tables.digits.models", ["cnn\n"]), "tables.digits.models.0: "),
+    "absolute path": (changed("tables.digits.dataset", "/etc/passwd"), "tables.digits.dataset: "),
+    "python in yaml": ("tables: !!python/object/apply:os.system ['true']", "not valid YAML"),
+    "key twice": ("tables: {}\ntables: {}\n", "'tables' is given twice"),
+    "variant of nothing": (
+        changed("variants", {"new": {"defense": "nothing"}})
+        | changed("tables.digits.defenses", ["new"])
+        | {"variants": {"new": {"defense": "nothing"}}},
+        "unknown defense 'nothing'",
+    ),
+    "empty": ("", "a mapping (key: value) is expected"),
     "model too large": (
         changed("overrides.0.set.data", {"image": [1, 9, 9]}),
         "model 'cnn' does not fit images of 1x9x9 (C x H x W): it is made for 28x28 (the paper's) or 8x8 images",
@@ -99,6 +156,7 @@ BAD = {
 def test_a_bad_study_gets_one_sentence(write_study, name, capsys):
     content, sentence = BAD[name]
     path = write_study(content)
+    assert len(BAD) >= 40
     assert main(["check", "--study", str(path)]) != 0
     captured = capsys.readouterr()
     assert sentence in captured.err

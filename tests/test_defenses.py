@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPOSITORY, TINY
+from conftest import REPOSITORY, TINY, run_epoch
 from torch import nn
 
 from sat_core import defenses
@@ -77,8 +77,8 @@ def test_psat_with_lambda_one_is_madry_bit_for_bit(write_study):
     weights = []
     for name in ("madry", "psat"):
         trainer = Trainer(loaded.run(f"digits/cnn/{name}/eps0.3/seed0"), torch.device("cpu"))
-        trainer.run_epoch()
-        trainer.run_epoch()
+        run_epoch(trainer)
+        run_epoch(trainer)
         weights.append(trainer.model.state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
@@ -238,7 +238,7 @@ def test_every_defense_trains_its_loss_down_on_digits(write_study):
         run = loaded.run(f"digits/cnn/{name}/eps0.3/seed0")
         trainer = Trainer(run.model_copy(update={"epsilon": type(run.epsilon)("0.05")}), torch.device("cpu"))
         for _ in range(3):
-            trainer.run_epoch()
+            run_epoch(trainer)
         assert trainer.history[-1]["loss"] < 0.75 * trainer.history[0]["loss"], name
         assert trainer.history[-1]["validation_clean"] > 0.6, name
 

@@ -8,7 +8,7 @@ from conftest import TINY
 
 from sat_core import tables
 from sat_core.config import Study
-from sat_core.files import write_json
+from sat_core.files import checksum, write_json
 
 
 @pytest.fixture
@@ -28,8 +28,9 @@ def judged(write_study):
         folder.mkdir(parents=True)
         frame = pd.DataFrame({"index": range(10), "label": labels, "prediction": prediction, "broken_by": by})
         frame.to_csv(folder / "autoattack.csv", index=False)
+        files = {"autoattack.csv": checksum(folder / "autoattack.csv")}
         clean, robust = sum(b != "clean" for b in by) / 10, sum(b == "" for b in by) / 10
-        write_json(folder / "autoattack.json", {"clean": clean, "robust": robust, "n": 10, "epsilon": "0.3"})
+        write_json(folder / "autoattack.json", {"clean": clean, "robust": robust, "n": 10, "files": files})
     return study
 
 

@@ -10,51 +10,9 @@ import torch
 
 from sat_core import evaluation, training
 from sat_core.__main__ import main
-from sat_core.config import ConfigError
 from sat_core.data import load
-from sat_core.files import sole_writer
 
 ADDRESS = "digits/cnn/psat/eps0.3/seed0"
-
-
-def files(run):
-    history = pd.read_csv(run.folder / "history.csv").drop(columns="seconds")
-    return (run.folder / "model.safetensors").read_bytes(), history.to_csv()
-
-
-def test_a_resumed_training_equals_an_uninterrupted_one(tiny):
-    run = tiny.run(ADDRESS)
-    training.train(run)
-    whole = files(run)
-    assert json.loads((run.folder / "run.json").read_text())["config"]["epsilon"] == "0.3"
-    shutil.rmtree(run.folder)
-    interrupted = training.Trainer(run, torch.device("cpu"))
-    interrupted.run_epoch()
-    digest = training.training_digest(run)
-    training.checkpoint.save_checkpoint(run.folder / "checkpoint.pt", digest, interrupted.state_dict())
-    torch.rand(3)  # whatever happens in between must not matter
-    training.train(run)
-    assert files(run) == whole
-
-
-def test_a_checkpoint_of_another_configuration_is_not_used(tiny, caplog):
-    run = tiny.run(ADDRESS)
-    training.train(run)
-    expected = files(run)
-    trainer = training.Trainer(run, torch.device("cpu"))
-    trainer.epoch = 2
-    training.checkpoint.save_checkpoint(run.folder / "checkpoint.pt", "another", trainer.state_dict())
-    (run.folder / "run.json").unlink()
-    with caplog.at_level("INFO"):
-        training.train(run)
-    assert "of another configuration" in caplog.text
-    assert files(run) == expected
-
-
-def test_two_processes_on_one_run_are_kept_apart(tiny):
-    run = tiny.run(ADDRESS)
-    with sole_writer(run.folder), pytest.raises(ConfigError, match="another process is working on this run"):
-        training.train(run)
 
 
 def test_evaluation_agrees_with_autoattack_run_whole(tiny):

@@ -1,3 +1,4 @@
+import hashlib
 import shutil
 import signal
 import subprocess
@@ -6,18 +7,20 @@ from importlib import metadata
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
 from sat_core.config import ConfigError, Study
-from sat_core.provenance import data_digest, fingerprint, training_digest
+from sat_core.provenance import data_digest, evaluation_digest, fingerprint, training_digest
 
 
 def check_once(study):
     """Check every run; as that builds every network, once is enough for the same runs, code and torch."""
     from sat_core.files import atomic, make_folder
 
-    text = "\n".join([metadata.version("torch"), *(training_digest(run) for run in study.runs), ""])
+    known = [metadata.version("torch"), fingerprint("plan"), *(training_digest(run) for run in study.runs)]
+    text = hashlib.sha256("\n".join([*known, *(run.model_dump_json() for run in study.runs)]).encode()).hexdigest()
     record = study.folder / ".checked"
     if not record.exists() or record.read_text() != text:
         from sat_core.plan import check
@@ -47,6 +50,14 @@ def refuse_pin_files():
         raise WorkflowError(f"{found[0]}: pin files are not used here, versions stand in the yaml beside it: delete it")
 
 
+def do_without_conda():
+    """A profile that asks for conda also works where there is none, in the Python that runs Snakemake, and says so."""
+    methods = workflow.deployment_settings.deployment_method
+    if DeploymentMethod.CONDA in methods and not shutil.which("conda"):
+        methods.discard(DeploymentMethod.CONDA)
+        logger.warning(f"conda is not on PATH: the rules run in {sys.prefix}, which `make setup` made from uv.lock.")
+
+
 def site(key, default):
     """A setting of the machine, from `config` of a profile."""
     value = config.get(key, default)
@@ -55,7 +66,9 @@ def site(key, default):
     return value
 
 
-if not workflow.is_main_process:
+if workflow.is_main_process:
+    do_without_conda()
+else:
     # SLURM warns every process of a job step. The training saves a checkpoint on it, and Snakemake must live to see that.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
@@ -66,12 +79,23 @@ MAX_MINUTES = site("max_minutes", sys.maxsize)
 MAX_MEM_MB = site("max_mem_mb", sys.maxsize)
 RESULTS = str(STUDY.folder)
 RUN = f"{RESULTS}/runs/{{run}}"
+FIGURES = {  # kind: (field of the table that lists its runs, file of a run that it needs)
+    "curves": ("run_ids", "history.csv"),
+    "tradeoff": ("run_ids", "autoattack.json"),
+    "curvature": ("curvature_ids", "curvature.json"),
+    "spectrum": ("curvature_ids", "curvature.json"),
+    "landscape": ("landscape_ids", "landscape.npz"),
+    "landscape-hessian": ("landscape_ids", "landscape.npz"),
+    "landscape-input": ("landscape_ids", "landscape.npz"),
+    "landscape-reattacked": ("landscape_ids", "landscape.npz"),
+}
 
 
 wildcard_constraints:
     run=r"[a-z0-9_-]+/[a-z0-9_-]+/[a-z0-9_-]+/eps[0-9.-]+/seed[0-9]+",
+    shard=r"[0-9]+-of-[0-9]+",
     table=r"[a-z0-9_-]+",
-    kind="curves|tradeoff",
+    kind="|".join(FIGURES),
 
 
 def run_of(wildcards):
@@ -90,8 +114,23 @@ def run_digest(wildcards):
     return training_digest(run_of(wildcards))
 
 
-def evaluation_digest(wildcards):
-    return [run_of(wildcards).evaluation.model_dump_json(), fingerprint("evaluation")]
+def judged_digest(wildcards):
+    return evaluation_digest(run_of(wildcards))
+
+
+def shard_files(wildcards):
+    """With one shard the evaluation does all the work itself."""
+    n = run_of(wildcards).evaluation.shards
+    return [f"{RESULTS}/runs/{wildcards.run}/shards/{i}-of-{n}" for i in range(1, n + 1)] if n > 1 else []
+
+
+def curvature_digest(wildcards):
+    return [run_of(wildcards).curvature.model_dump_json(), fingerprint("curvature")]
+
+
+def landscape_digest(wildcards):
+    run = run_of(wildcards)
+    return [run.curvature.model_dump_json(), run.landscape.model_dump_json(), fingerprint("landscape")]
 
 
 def threads_of(wildcards):
@@ -156,17 +195,16 @@ def keeps_accounts():
         return False
 
 
-def run_files(wildcards, name):
-    ids = STUDY.file.tables[wildcards.table].run_ids
-    return [f"{RESULTS}/runs/{id.path}/{name}" for id in ids]
+def run_files(table, ids, name):
+    return [f"{RESULTS}/runs/{id.path}/{name}" for id in getattr(STUDY.file.tables[table], ids)]
 
 
 def table_inputs(wildcards):
-    return run_files(wildcards, "autoattack.json")
+    return run_files(wildcards.table, "run_ids", "autoattack.json")
 
 
 def figure_inputs(wildcards):
-    return run_files(wildcards, "history.csv" if wildcards.kind == "curves" else "autoattack.json")
+    return run_files(wildcards.table, *FIGURES[wildcards.kind])
 
 
 def table_digest(wildcards):
@@ -187,4 +225,10 @@ def tables():
 
 
 def figures():
-    return [f"{RESULTS}/figures/{name}-{kind}.png" for name in STUDY.file.tables for kind in ("curves", "tradeoff")]
+    """Every kind that has runs to draw; the landscape attacked anew only if asked for by name."""
+    return [
+        f"{RESULTS}/figures/{name}-{kind}.png"
+        for name in STUDY.file.tables
+        for kind, needs in FIGURES.items()
+        if run_files(name, *needs) and kind != "landscape-reattacked"
+    ]

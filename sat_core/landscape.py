@@ -1,0 +1,144 @@
+"""Planes through a run's loss, as numbers; ``figures.py`` draws them.
+
+Two planes move the weights, with the images x' of the centre held fixed: along two random directions, scaled filter
+by filter (Li et al. 2018), and along the two top eigenvectors of the Hessian. A third moves the images: along the sign
+of the loss's gradient and along random signs. The loss is that of ``curvature.py``, on the same images.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sat_core.attacks import frozen
+from sat_core.config import Run
+from sat_core.curvature import Objective, adversarial, measure, sample
+from sat_core.evaluation import trained_model
+from sat_core.files import atomic
+from sat_core.training import choose_device
+
+log = logging.getLogger(__name__)
+
+Surface = Callable[[float, float], tuple[float, float]]
+"""(u, v) -> loss and accuracy there."""
+
+
+def landscape(run: Run) -> None:
+    """Lay the planes through a trained run's selected weights: writes ``landscape.npz``.
+
+    For each plane: ``<plane>_axis`` (m,), ``<plane>_loss`` and ``<plane>_accuracy`` (m, m), where [i, j] is at
+    (axis[i], axis[j]); the centre is [m // 2, m // 2]. Beside them the record of :func:`curvature.measure` as scalars,
+    and ``hessian_values`` (2,), the eigenvalues along the axes of that plane. Like curvature, it needs no lock. Raises
+    ConfigError if the run is not trained with its present configuration and code.
+    """
+    device, config = choose_device(), run.landscape
+    torch.set_num_threads(run.resources.threads)
+    model = trained_model(run, device)
+    x, y = sample(run, device)
+    record, objective, top = measure(run, model, x, y, count=2)
+    random = random_directions(objective, config.seed)
+    eigen = [vector * vector[vector.abs().argmax()].sign() for vector in top.vectors]
+    images = ImagePlane(model, x, y, run.epsilon.value, config.seed, run.curvature.batch_size)
+    planes = {
+        "random": grid(weight_plane(objective, *random), config.random, config.points),
+        "hessian": grid(weight_plane(objective, *eigen), config.hessian, config.points),
+        "input": grid(images, config.input, config.points),
+    }
+    if config.reattack:
+        surface = reattacked_plane(run, model, x, y, objective, *random)
+        planes["reattacked"] = grid(surface, config.random, config.reattack)
+    arrays = {f"{plane}_{key}": value for plane, values in planes.items() for key, value in values.items()}
+    with atomic(run.folder / "landscape.npz", "wb") as file:
+        np.savez_compressed(file, **arrays, **record, hessian_values=top.values)
+    log.info("planes %s of %d x %d points", ", ".join(planes), config.points, config.points)
+
+
+def grid(surface: Surface, half_width: float, points: int) -> dict[str, np.ndarray]:
+    """``surface`` on a square grid of points x points around (0, 0), which is one of them if their number is odd."""
+    axis = np.linspace(-half_width, half_width, points)
+    values = np.array([[surface(u, v) for v in axis] for u in tqdm(axis, "plane", leave=False, disable=None)])
+    return {"axis": axis, "loss": values[..., 0], "accuracy": values[..., 1]}
+
+
+def weight_plane(objective: Objective, first: Tensor, second: Tensor) -> Surface:
+    """L(theta + u first + v second); directions (P,)."""
+    return lambda u, v: objective(objective.theta + u * first + v * second)
+
+
+def reattacked_plane(
+    run: Run, model: nn.Module, x: Tensor, y: Tensor, objective: Objective, first: Tensor, second: Tensor
+) -> Surface:
+    """As :func:`weight_plane`, but x' is made anew against the weights of every point: the loss SAT's theory is about.
+
+    Costs as many attacks as there are points. The model's weights are put back after each.
+    """
+
+    def surface(u: float, v: float) -> tuple[float, float]:
+        theta = objective.theta + u * first + v * second
+        try:
+            nn.utils.vector_to_parameters(theta.clone(), model.parameters())
+            return Objective(model, adversarial(run, model, x, y), y, run.curvature.batch_size)(theta)
+        finally:
+            nn.utils.vector_to_parameters(objective.theta.clone(), model.parameters())
+
+    return surface
+
+
+def random_directions(objective: Objective, seed: int) -> tuple[Tensor, Tensor]:
+    """Two random directions (P,), normalised filter by filter (Li et al. 2018, section 4).
+
+    Gaussian, the same for every network of a shape; then each filter (first index of a tensor of two dimensions or
+    more) gets the norm of the network's own filter, which undoes the scale freedom of ReLU networks. One-dimensional
+    parameters, biases and BatchNorm's, are zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    directions = []
+    for _ in range(2):
+        parts = []
+        for weight in objective.weights(objective.theta).values():
+            draw = torch.randn(weight.shape, generator=generator, dtype=weight.dtype).to(weight.device)
+            if weight.dim() <= 1:
+                draw = torch.zeros_like(draw)
+            else:
+                draw *= filter_norms(weight) / filter_norms(draw)
+            parts.append(draw.flatten())
+        directions.append(torch.cat(parts))
+    return directions[0], directions[1]
+
+
+def filter_norms(weight: Tensor) -> Tensor:
+    """The 2-norm of each filter, shaped to broadcast against ``weight``."""
+    return weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.dim() - 1))
+
+
+class ImagePlane:
+    """Mean loss and accuracy at ``clamp(x + epsilon (u s + v r), 0, 1)``; a :data:`Surface`.
+
+    s: each image's sign of its loss gradient at x; r: random signs, the same for every run on these images. Within
+    ``|u| + |v| <= 1`` every image is inside its epsilon-ball.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, batch_size: int) -> None:
+        self.model, self.y, self.x, self.size = model, y, x, batch_size
+        generator = torch.Generator().manual_seed(seed)
+        self.second = epsilon * torch.randn(x.shape, generator=generator).sign().to(x.device)
+        with frozen(model), torch.enable_grad():
+            self.first = epsilon * torch.cat([self._gradient(*part) for part in self._parts(x, y)]).sign()
+
+    def _parts(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        return zip(*(tensor.split(self.size) for tensor in tensors), strict=True)
+
+    def _gradient(self, x: Tensor, y: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(self.model(x), y, reduction="sum"), x)[0]
+
+    def __call__(self, u: float, v: float) -> tuple[float, float]:
+        moved = (self.x + u * self.first + v * self.second).clamp_(0, 1)
+        objective = Objective(self.model, moved, self.y, self.size)
+        return objective(objective.theta)
