@@ -125,9 +125,6 @@ def draw(table: pd.DataFrame, spearman: dict[str, float], path: Path) -> None:
         for (name, part), marker in zip(table.groupby("iterate", sort=False), "o^s", strict=True):
             axis.scatter(part[metric], part["exact"], s=12, marker=marker, alpha=0.6, label=f"{name} iterate")
         axis.set(xlabel=f"psi: {metric.replace('_', ' ')}", title=f"Spearman {spearman[metric]:.2f}")
-        axis.set_yscale("symlog", linthresh=max(1e-3, float(table["exact"].max()) / 1e3))
-        if metric != "probability_gap":
-            axis.set_xscale("symlog", linthresh=max(1e-3, float(table[metric].max()) / 1e3))
     axes[0].set_ylabel("exact top Hessian eigenvalue")
     axes[0].legend(fontsize=7)
     with atomic(path, "wb") as file:

@@ -41,16 +41,16 @@ def check(runs: Iterable[Run]) -> None:
                 f"{run.study}: data and validation must be the same for all runs of '{run.dataset}', but "
                 f"{run.id.path} and {first.id.path} differ"
             )
-        key = json.dumps(
-            [run.model, run.base, run.training_config["data"], run.training_config["training"], run.options]
-        )
-        if key not in seen:
-            seen.add(key)
-            try:
+        network = (run.model, run.data.model_dump_json())
+        defense = (run.base, json.dumps(run.options), run.training.model_dump_json())
+        try:
+            if defense not in seen:
                 defenses.build(run.base, run.options, run.training)
+            if network not in seen:
                 models.check(run.model, run.data)
-            except ConfigError as error:
-                raise ConfigError(f"{run.study}, {run.id.path}: {error}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{run.study}, {run.id.path}: {error}") from None
+        seen |= {network, defense}
 
 
 def forward_flops(name: str, data: Data) -> tuple[float, int]:
