@@ -43,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate = verb("evaluate", "judge a trained run with AutoAttack, continuing where it was interrupted")
     add_run(evaluate)
     evaluate.add_argument("--shard", type=shard, metavar="I-of-N", help="only the I-th of N parts, without merging")
-    add_run(verb("audit", "compare each difficulty with the exact Hessian on a trained run"))
+    audit = verb("audit", "compare each difficulty with the exact Hessian on a trained run")
+    add_run(audit)
+    audit.add_argument("--samples", type=int, default=64, metavar="N", help="images to look at; 64 if not given")
     add_run(verb("curvature", "measure the Hessian of a trained run's adversarial loss"))
     add_run(verb("landscape", "lay planes through a trained run's loss"))
     add_table(verb("table", "write a table as csv, md, tex and html, and print it"))
@@ -120,7 +122,7 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
         case "audit":
             from sat_core.audit import audit
 
-            audit(study.run(options.run))
+            audit(study.run(options.run), options.samples)
         case "curvature":
             from sat_core.curvature import curvature
 

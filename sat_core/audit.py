@@ -34,15 +34,15 @@ import matplotlib.pyplot as plt
 log = logging.getLogger(__name__)
 
 SAMPLES = 64
-LANCZOS_STEPS = 20
+LANCZOS_STEPS = 10
 CHUNK_BYTES = 2 * 2**30
 METRICS = ("classifier", "gauss_newton", "probability_gap")
 
 
-def audit(run: Run) -> None:
+def audit(run: Run, samples: int = SAMPLES) -> None:
     """Compare every psi with the exact top Hessian eigenvalue on validation images along PGD iterates.
 
-    Looks at the first, middle and last iterate of the training PGD on 64 images. Writes ``audit.csv`` (a row a sample
+    Looks at the first, middle and last iterate of the training PGD on ``samples`` images. Writes ``audit.csv`` (a row a sample
     and iterate), ``audit.json`` (Spearman's rank correlation of each psi with the exact value; quantiles of exact /
     classifier, which is at least 1 up to rounding) and ``audit.png`` in the run's folder.
     """
@@ -50,7 +50,7 @@ def audit(run: Run) -> None:
     torch.set_num_threads(run.resources.threads)
     model = trained_model(run, device)
     (images,) = load(run, "validation")
-    x, y = (t.to(device) for t in images.batch(slice(SAMPLES)))
+    x, y = (t.to(device) for t in images.batch(slice(samples)))
     attack = training_attack(run)
     torch.manual_seed(run.seed)
     rows = []
