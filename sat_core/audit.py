@@ -42,9 +42,9 @@ METRICS = ("classifier", "gauss_newton", "probability_gap")
 def audit(run: Run, samples: int = SAMPLES) -> None:
     """Compare every psi with the exact top Hessian eigenvalue on validation images along PGD iterates.
 
-    Looks at the first, middle and last iterate of the training PGD on ``samples`` images. Writes ``audit.csv`` (a row a sample
-    and iterate), ``audit.json`` (Spearman's rank correlation of each psi with the exact value; quantiles of exact /
-    classifier, which is at least 1 up to rounding) and ``audit.png`` in the run's folder.
+    Looks at the first, middle and last iterate of the training PGD on ``samples`` images. Writes ``audit.csv`` (a row
+    a sample and iterate), ``audit.json`` (Spearman's rank correlation of each psi with the exact value; quantiles of
+    exact / classifier, which is at least 1 up to rounding) and ``audit.png`` in the run's folder.
     """
     device = choose_device()
     torch.set_num_threads(run.resources.threads)
