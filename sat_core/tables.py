@@ -111,7 +111,7 @@ def write_table(study: Study, name: str) -> Path:
 def styled(text: pd.DataFrame, trivial: pd.DataFrame) -> Styler:
     """The laid-out table with trivial cells in red."""
     red = trivial.map(lambda flag: "color: red" if flag else "")
-    return text.style.apply(lambda _: red, axis=None).hide(names=True)
+    return text.style.set_uuid("cells").apply(lambda _: red, axis=None).hide(names=True)
 
 
 def latex(style: Styler, caption: str) -> str:
