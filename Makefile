@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export UV_PYTHON := $(PYTHON)
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup demo test soak lint format schemas envs faults clean
+.PHONY: help setup demo test cluster soak lint format schemas envs faults clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -29,7 +29,10 @@ demo: $(READY)  ## regenerate the demo study: all defenses, AutoAttack, tables, 
 	@echo "Tables:  results/demo/tables   Figures: results/demo/figures   Runs: results/demo/runs"
 
 test: $(READY)  ## run the tests
-	python -m pytest
+	python -m pytest --ignore tests/slurm --ignore tests/conda
+
+cluster: $(READY)  ## the tests on a private SLURM (skipped where it is not installed) and of conda environments
+	python -m pytest tests/slurm tests/conda
 
 soak: $(READY)  ## kill training and evaluation 100 times, at random; about 10 minutes
 	python tests/soak.py

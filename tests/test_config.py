@@ -6,7 +6,7 @@ import json
 import jsonschema
 import pytest
 import yaml
-from conftest import REPOSITORY, TINY
+from studies import REPOSITORY, TINY
 
 from sat_core.__main__ import main
 from sat_core.config import ConfigError, Epsilon, RunId, Study

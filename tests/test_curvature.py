@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
 from scipy.sparse.linalg import eigsh
+from studies import TINY
 from torch import nn
 from torch.func import functional_call, hessian
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPOSITORY, TINY, run_epoch
+from studies import REPOSITORY, TINY, run_epoch
 from torch import nn
 
 from sat_core import defenses

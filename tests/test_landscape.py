@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from studies import TINY
 from torch import Tensor, nn
 
 from sat_core import evaluation, figures, training

@@ -78,7 +78,7 @@ def test_normalisation_lives_inside_the_model():
 
 
 def test_batch_norm_mode_of_the_attack_is_a_choice_that_matters(write_study):
-    from conftest import TINY
+    from studies import TINY
 
     study = TINY | {"overrides": [*TINY["overrides"], {"set": {"attack": {"batchnorm": "train"}}}]}
     study["tables"] = {"digits": TINY["tables"]["digits"] | {"models": ["preactresnet18"], "defenses": ["psat"]}}

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, TINY, run_epoch
+from studies import REPOSITORY, TINY, run_epoch
 
 from sat_core import checkpoint, evaluation, training
 from sat_core.__main__ import main

@@ -4,7 +4,7 @@ import copy
 
 import pandas as pd
 import pytest
-from conftest import TINY
+from studies import TINY
 
 from sat_core import tables
 from sat_core.config import Study

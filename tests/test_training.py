@@ -58,7 +58,7 @@ def test_splits_are_stratified_disjoint_and_fixed(tiny):
 
 
 def test_missing_data_without_a_network_is_one_sentence(write_study, capsys, monkeypatch):
-    from conftest import TINY
+    from studies import TINY
 
     table = TINY["tables"]["digits"] | {"dataset": "mnist"}
     study = {"tables": {"mnist": table}, "overrides": [{"set": {"data": {"root": "nowhere"}}}]}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY, TINY
+from studies import REPOSITORY, TINY
 
 from sat_core.__main__ import FIGURES
 
