@@ -21,6 +21,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+DEFENSES = Path(__file__).resolve().parent / "defenses"
 PROJECT_CONFIG = Path(__file__).resolve().parent.parent / "config"
 T = TypeVar("T")
 AXES = ("dataset", "model", "defense", "epsilon", "seed")
@@ -485,6 +486,9 @@ class Study:
             near = difflib.get_close_matches(id.path, self.run_ids, n=1, cutoff=0)
             raise ConfigError(f"{self.path} has no run '{id.path}'; the nearest it has is '{near[0]}'")
         variant = self.file.variants.get(id.defense, Variant(defense=id.defense))
+        defenses = {file.stem for file in DEFENSES.glob("[!_]*.py")}
+        if variant.defense not in defenses:
+            raise ConfigError(f"{self.path}: {unknown('defense', variant.defense, defenses)}")
         base = self.dataset_file(id.dataset)
         merged = base.model_dump(exclude={"overrides"})
         for override in [*base.overrides, *self.file.overrides]:

@@ -363,6 +363,7 @@ def test_snakemake_killed_outright_recovers_as_documented(tmp_path, monkeypatch)
         time.sleep(0.05)
     os.killpg(started.pid, signal.SIGKILL)
     started.wait()
+    subprocess.run(["pkill", "-KILL", "-f", f"sat_core train --study {tmp_path}"], check=False)  # as documented
     assert not (folder / "run.json").exists()
     subprocess.run([*snakemake, "--unlock"], cwd=tmp_path, check=True, capture_output=True)
     subprocess.run(snakemake, cwd=tmp_path, check=True, capture_output=True)

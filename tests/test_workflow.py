@@ -102,12 +102,3 @@ def test_a_pin_file_is_refused_because_a_broken_one_would_only_warn(project):
     output = snakemake(project, "-n", status=1)
     assert "pin files are not used here" in output and "Traceback" not in output
     pins.unlink()
-
-
-def test_the_profile_for_slurm_asks_for_what_the_config_says_and_no_more_than_the_site_gives(project):
-    pytest.importorskip("snakemake_executor_plugin_slurm")
-    site = ("--config", "gres=gpu:a100:1", "max_minutes=15")
-    plan = snakemake(project, "-n", "--forceall", "--profile", "slurm", "--sdm", "env-modules", *site)
-    asked = {line for line in plan.splitlines() if "resources:" in line and "gres=" in line}
-    assert asked and all("gres=gpu:a100:1" in line and "mem_mb=2000," in line for line in asked)
-    assert all("runtime=15," in line and "slurm_extra=--signal=USR1@120" in line for line in asked)
