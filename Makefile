@@ -35,6 +35,7 @@ cluster: $(READY)  ## the tests on a private SLURM (skipped where it is not inst
 	python -m pytest tests/slurm tests/conda
 
 soak: $(READY)  ## kill training and evaluation 100 times, at random; about 10 minutes
+	python -m pytest -m slow tests/test_reliability.py
 	python tests/soak.py
 
 lint: $(READY)  ## check style, formatting and the workflow

@@ -349,6 +349,7 @@ def test_an_edited_result_is_not_believed(copy, capsys):
         write_table(Study("tiny.yaml"), "digits")
 
 
+@pytest.mark.slow
 def test_snakemake_killed_outright_recovers_as_documented(tmp_path, monkeypatch):
     for part in ("sat_core", "workflow", "config", "profiles"):
         shutil.copytree(REPOSITORY / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
