@@ -6,8 +6,10 @@ STUDY ?= config/demo.yaml
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export UV_PYTHON := $(PYTHON)
 export UV_PYTHON_DOWNLOADS := never
+# Images of Python often forbid it; without compiled files each of some fifty processes compiles 900 modules again.
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo test cluster soak lint format schemas envs faults clean
+.PHONY: help setup demo test cluster soak bench lint format schemas envs faults clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -37,6 +39,10 @@ cluster: $(READY)  ## the tests on a private SLURM (skipped where it is not inst
 soak: $(READY)  ## kill training and evaluation 100 times, at random; about 10 minutes
 	python -m pytest -m slow tests/test_reliability.py
 	python tests/soak.py
+
+bench: $(READY)  ## time training steps against their floors and torchattacks, and what a curriculum saves; 20 minutes
+	$(UV) run --no-sync --with torchattacks==3.5.1 python benchmarks/steps.py
+	python benchmarks/curriculum.py
 
 lint: $(READY)  ## check style, formatting and the workflow
 	ruff check .

@@ -89,7 +89,7 @@ class PGD:
         previous, result = current, current.clone()
         taken = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         rows = torch.arange(len(x), device=x.device)
-        go = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        go, moving = torch.ones_like(rows, dtype=torch.bool), len(x)
         leaving = self.batchnorm == "eval"  # in train mode every sample's logits depend on the whole batch
         with frozen(model, self.batchnorm):
             for step in range(self.steps):
@@ -97,21 +97,24 @@ class PGD:
                     current = current.detach().requires_grad_()
                     logits = model(current)
                     iterate = Iterate(current, logits, loss(logits, rows), rows, step)
-                    went, go = go, go if keep_going is None else go & keep_going(iterate)
-                    direction = iterate.gradient if go.any() else torch.zeros_like(current)
-                current = current.detach()
-                if keep_last_allowed:
-                    stops = went & ~go
-                    current = torch.where(stops[:, None, None, None], previous, current)
-                    taken[rows[stops]] -= int(step > 0)
-                if not go.any():
-                    break
-                if leaving and not go.all():
-                    result[rows[~go]] = current[~go]
+                    current = current.detach()
+                    if keep_going is not None:
+                        went, go = go, go & keep_going(iterate)
+                        moving = int(go.sum())  # the one thing a GPU's queue has to be waited for
+                        if keep_last_allowed:
+                            stops = went & ~go
+                            current = torch.where(stops[:, None, None, None], previous, current)
+                            taken[rows[stops]] -= int(step > 0)
+                    if not moving:
+                        break
+                    direction = iterate.gradient.sign()
+                if leaving and moving < len(rows):
+                    stay, move = (~go).nonzero().squeeze(1), go.nonzero().squeeze(1)
+                    result[rows[stay]] = current[stay]
                     current, direction, rows, low, high, size, go = (
-                        t[go] for t in (current, direction, rows, low, high, size, go)
+                        t.index_select(0, move) for t in (current, direction, rows, low, high, size, go)
                     )
-                moved = (current + size * direction.sign()).clamp_(low, high)
+                moved = (current + size * direction).clamp_(low, high)
                 previous, current = current, moved if leaving else torch.where(go[:, None, None, None], moved, current)
                 taken[rows] += go
         result[rows] = current

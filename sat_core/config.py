@@ -159,6 +159,9 @@ class Training(Frozen):
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
     milestones: list[Count] = Field([], description="epochs (counted from 0) at which lr is divided by 10")
     augmentation: list[Literal["crop", "flip", "affine", "brightness", "resized_crop"]] = []
+    precision: Literal["float32", "bfloat16", "tf32"] = Field(
+        "float32", description="of the layers in training and its attacks; evaluation is always in float32"
+    )
     select: Literal["best", "last"] = Field("best", description="the epoch to evaluate; best: by validation")
     snapshots: Natural = Field(0, description="keep the weights of every so many epochs, for curvature; 0: never")
 

@@ -134,6 +134,7 @@ def trained_model(run: Run, device: torch.device) -> nn.Module:
     weights = run.folder / "model.safetensors"
     verify(weights, content["files"][weights.name], "`train` the run again, which takes it from the checkpoint")
     model = models.build(run.model, run.data)
+    models.compute_in("float32", model)
     checkpoint.load_weights(weights, model)
     return model.to(device).eval().requires_grad_(False)
 

@@ -121,10 +121,11 @@ class Trainer:
         self.defense = defenses.build(run.base, run.options, run.training)
         checkpoint.seed_everything(run.seed)
         self.model = models.build(run.model, run.data).to(device)
+        models.compute_in(run.training.precision, self.model)
         self.defense_state = self.defense.initial_state(len(self.train_images), device)
         config = run.training
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            self.model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=True
         )
         self.epoch = self.step_count = 0
         self.order: Tensor | None = None

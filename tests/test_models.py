@@ -6,6 +6,7 @@ import torch
 from sat_core import models
 from sat_core.config import ConfigError, Data, Study
 from sat_core.defenses import build
+from sat_core.models.cnn import FoldingConv2d
 from sat_core.training import Trainer
 
 SHAPES = {
@@ -95,3 +96,44 @@ def test_batch_norm_mode_of_the_attack_is_a_choice_that_matters(write_study):
         found.append(trainer.defense.perturb(Batch(trainer.model, x, y, index, 10, 1, trainer.attack, {})).x)
         assert all(torch.equal(before[k], v) for k, v in trainer.model.state_dict().items())
     assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_folded_convolution_is_the_plain_one_and_so_are_its_gradients(n):
+    """Up to the order of additions, in float64; the first layer of the paper's network, and a smaller one."""
+    torch.manual_seed(n)
+    for shape, size in (((1, 64, 8, 2, 3), 28), ((3, 5, 6, 3, 0), 15)):
+        channels, width, kernel, stride, padding = shape
+        folded = FoldingConv2d(channels, width, kernel, stride, padding).double()
+        plain = torch.nn.Conv2d(channels, width, kernel, stride, padding).double()
+        plain.load_state_dict(folded.state_dict())
+        x = torch.rand(n, channels, size, size, dtype=torch.float64, requires_grad=True)
+        outputs = [layer(x) for layer in (folded, plain)]
+        assert torch.allclose(*outputs, atol=1e-12)
+        direction = torch.randn_like(outputs[0])
+        gradients = [
+            torch.autograd.grad(output, [x, *layer.parameters()], direction)
+            for output, layer in zip(outputs, (folded, plain), strict=True)
+        ]
+        assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(*gradients, strict=True))
+
+
+def test_bfloat16_is_of_the_layers_alone_and_evaluation_knows_nothing_of_it():
+    torch.manual_seed(0)
+    model, x = models.build("cnn", SHAPES["mnist"]).eval(), torch.rand(4, 1, 28, 28)
+    exact = model(x)
+    models.compute_in("bfloat16", model)
+    seen = []
+    model.network[2].register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    rough = model(x)
+    assert seen == [(torch.bfloat16, torch.bfloat16)] and rough.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert 0 < (rough - exact).abs().max() < 0.05
+    models.compute_in("float32", model)
+    assert torch.equal(model(x), exact)
+
+
+def test_layers_of_four_axes_lie_channels_last():
+    for name, data in (("cnn", SHAPES["mnist"]), ("preactresnet18", SHAPES["cifar10"])):
+        model = models.build(name, data)
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sat_core.attacks import PGD, Iterate, Perturbation, cross_entropy, uniform_start
+from sat_core.attacks import PGD, Iterate, Perturbation, StoppingRule, cross_entropy, uniform_start
 from sat_core.config import ConfigError, Frozen, Training, parse, unknown
 from sat_core.difficulty import Curriculum
 
@@ -93,8 +93,12 @@ class SelfPaced(Defense):
             batch.x,
             cross_entropy(batch.y),
             start=uniform_start(batch.x, batch.attack.epsilon),
-            keep_going=lambda iterate: self.difficulty(batch, iterate) <= limit,
+            keep_going=self.binding(limit, lambda iterate: self.difficulty(batch, iterate) <= limit),
         )
+
+    def binding(self, limit: float, rule: StoppingRule) -> StoppingRule | None:
+        """``rule``, or None where no difficulty can exceed the limit: then the attack is Madry's at Madry's cost."""
+        return rule if limit < self.difficulty_range[1] else None
 
 
 def names() -> list[str]:

@@ -52,11 +52,12 @@ class HSAT(SelfPaced):
             found = batch.attack(
                 *(batch.model, batch.x, cross_entropy(batch.y)),
                 start=batch.x,
-                keep_going=keep_going,
+                keep_going=self.binding(limit, keep_going),
                 keep_last_allowed=True,
             )
-        new = quantile(torch.cat(met))
-        scale.copy_(torch.where(scale > 0, (scale + new) / 2, new))
+        if met:
+            new = quantile(torch.cat(met))
+            scale.copy_(torch.where(scale > 0, (scale + new) / 2, new))
         return found
 
 

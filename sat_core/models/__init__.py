@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,12 @@ BUILDERS = {
 
 
 class Normalized(nn.Module):
-    """A network that normalises its own input, so that attacks work on plain pixels."""
+    """A network that normalises its own input, so that attacks work on plain pixels.
+
+    With ``bfloat16`` its layers compute in that precision (weights, input and logits stay float32).
+    """
+
+    bfloat16 = False
 
     def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
@@ -31,7 +38,11 @@ class Normalized(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network((x - self.mean) / self.std)
+        x = (x - self.mean) / self.std
+        if not self.bfloat16:
+            return self.network(x)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.network(x).float()
 
 
 def build(name: str, data: Data) -> nn.Module:
@@ -50,7 +61,14 @@ def build(name: str, data: Data) -> nn.Module:
         raise ConfigError(
             f"model '{name}' does not fit images of {channels}x{height}x{width} (C x H x W): {error}"
         ) from None
-    return model
+    return model.to(memory_format=torch.channels_last)
+
+
+def compute_in(precision: Literal["float32", "bfloat16", "tf32"], model: Normalized) -> None:
+    """From now on compute in this precision; tf32 is that of NVIDIA's matrix units, and concerns the whole process."""
+    model.bfloat16 = precision == "bfloat16"
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
+        backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 
 def check(name: str, data: Data) -> None:
