@@ -36,6 +36,10 @@ COST = {
     "gpu_memory": ("GPU memory (MB)", "{:.0f}"),
 }
 MISSING, TRIVIAL = "—", "†"
+MOST_COLUMNS = 6
+"""Legible across a page."""
+OWN_LINES = ("95 %", "seeds", "seconds")
+"""Labels of the smaller lines that come before those of published numbers."""
 
 
 def results(study: Study, table: Table) -> pd.DataFrame:
@@ -131,7 +135,7 @@ def interval(mean: float, std: float, seeds: int, images: int) -> tuple[float, f
     and add up. Their intervals are Wilson's for a share of ``images``, and Student's for the mean of ``seeds`` with
     sample standard deviation ``std``; the distances from the mean to the ends are combined as the root of the sum of
     squares (MOVER, Zou and Donner 2008). With one seed only the test images count, and it is Wilson's. Errs on the
-    wide side: ``std`` holds some of the test images' noise too.
+    wide side, because ``std`` holds some of the test images' noise too: a test counts how often it holds the truth.
     """
     from scipy import stats  # takes a second, which whoever only needs the rows above does without
 
@@ -144,7 +148,7 @@ def interval(mean: float, std: float, seeds: int, images: int) -> tuple[float, f
 
 @cache
 def published() -> dict[tuple[str, str, str, Fraction, str], dict[str, Any]]:
-    """(dataset, model, defense, epsilon, accuracy) -> what stands in the csv: the number in %, its source, if trivial."""
+    """(dataset, model, defense, epsilon, accuracy) -> columns of the csv: the number in %, its source, if trivial."""
     numbers: dict[tuple[str, str, str, Fraction, str], dict[str, Any]] = {}
     for table in read_yaml(PAPER):
         for epsilon, defenses in table["accuracy"].items():
@@ -216,24 +220,29 @@ def sheets(study: Study, name: str) -> dict[str, Sheet]:
 
 
 def main_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
-    """The paper's layout: defenses below each other, models x epsilons x (Clean, Robust) side by side."""
+    """The paper's layout: defenses below each other, models x epsilons x (Clean, Robust) side by side.
+
+    Models that would make it too wide are below each other, too.
+    """
     data = data[data["accuracy"].isin(["clean", "robust"])]
     shown = data["mean"].round(2).where(data["trivial_seeds"].eq(0).fillna(False).astype(bool))
     best = shown.eq(shown.groupby([data["model"], data["epsilon"], data["accuracy"]]).transform("max"))
-    columns = [(m, f"ε = {e}", kind) for m in table.models for e in table.epsilons for kind in ("Clean", "Robust")]
-    cells = frame(pd.Index(table.defenses), pd.MultiIndex.from_tuples(columns))
+    columns = pd.MultiIndex.from_product([[f"ε = {e}" for e in table.epsilons], ["Clean", "Robust"]])
+    cells = frame(pd.MultiIndex.from_product([table.models, table.defenses]), columns)
     for cell, is_best in zip(data.itertuples(), best, strict=True):
         below = {"95 %": f"[{cell.low:.1f}, {cell.high:.1f}]"} if cell.seeds else {}
         if 0 < cell.seeds < len(table.seeds):
             below["seeds"] = str(cell.seeds)
         content = number(cell, "{:.2f}", below | beside(cell), bool(is_best))
-        cells.at[cell.defense, (cell.model, f"ε = {cell.epsilon}", cell.accuracy.title())] = content
-    if len(table.models) == 1:
-        cells = cells.droplevel(0, axis=1)
+        cells.at[(cell.model, cell.defense), (f"ε = {cell.epsilon}", cell.accuracy.title())] = content
+    if 1 < len(table.models) <= MOST_COLUMNS / len(columns):
+        cells = pd.concat({model: cells.loc[model] for model in table.models}, axis=1)
+    else:
+        cells = without_one_model(table, cells)
     origin = "the test images" if len(table.seeds) == 1 else "test images and seeds"
     note = [
         about(table, rows, f"Robust: AutoAttack (standard, L∞); {over_seeds(table)}."),
-        f"95 %: interval from {origin}. Best of each column in bold, trivial runs aside.",
+        f"95 %: interval from {origin}. Bold: the best defense, trivial runs aside.",
         f"{TRIVIAL} at least one seed ended as a trivial classifier: constant, or no better than a constant.",
         missing(table, rows),
         sources(data),
@@ -340,7 +349,7 @@ def over_seeds(table: Table) -> str:
 def missing(table: Table, rows: pd.DataFrame) -> str:
     """How many runs the table still lacks, or nothing."""
     lacking, all_ = len(table.run_ids) - len(rows), len(table.run_ids)
-    return f"{lacking} of {all_} runs {'is' if lacking == 1 else 'are'} missing ({MISSING})." if lacking else ""
+    return f"{lacking} of {all_} runs {'is' if lacking == 1 else 'are'} missing, marked {MISSING}." if lacking else ""
 
 
 def sources(data: pd.DataFrame) -> str:
@@ -373,14 +382,24 @@ def spread_out(
     for index, row in cells.iterrows():
         name = list(index) if isinstance(index, tuple) else [index]
         yield name, "", [mark(cell) for cell in row]
-        for label in dict.fromkeys(label for cell in row for label in cell.below):
+        labels = dict.fromkeys(label for cell in row for label in cell.below)
+        for label in sorted(labels, key=lambda label: label not in OWN_LINES):
             yield name, label, [small(cell.below[label]) if label in cell.below else "" for cell in row]
 
 
 SPECIAL = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
-    **{"±": r"$\pm$", "−": "$-$", "ε": r"$\epsilon$", "∞": r"$_\infty$", MISSING: "---", TRIVIAL: r"$^\dagger$"},
+    **{
+        "“": "``",
+        "”": "''",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "ε": r"$\epsilon$",
+        "∞": r"$_\infty$",
+        MISSING: "---",
+        TRIVIAL: r"$^\dagger$",
+    },
 }
 """What LaTeX would not print as it stands."""
 
@@ -402,8 +421,11 @@ def latex(sheet: Sheet, label: str) -> str:
         text = rf"\textcolor{{red}}{{{text}\rlap{{{TRIVIAL}}}}}" if cell.trivial else text
         return text.translate(str.maketrans({sign: SPECIAL[sign] for sign in f"±{MISSING}{TRIVIAL}"}))
 
+    def small(text: str) -> str:
+        return escape(text.replace(f" {TRIVIAL}", TRIVIAL))
+
     index, lines = [], []
-    for name, below, line in spread_out(sheet.cells, mark, lambda text: rf"{{\scriptsize {escape(text)}}}"):
+    for name, below, line in spread_out(sheet.cells, mark, lambda text: rf"{{\scriptsize {small(text)}}}"):
         *outer, inner = map(escape, name)
         index.append((*outer, rf"\quad {{\scriptsize {escape(below)}}}" if below else inner))
         lines.append(line)

@@ -36,7 +36,7 @@ def write_run(run, predictions: list[int], broken_by: list[str], steps: float = 
     for attack in ATTACKS:
         standing -= broken_by.count(attack)
         after[attack] = standing / 10
-    summary |= {"after": after, "robust": standing / 10, "seconds": {attack: 1.5 for attack in ATTACKS}}
+    summary |= {"after": after, "robust": standing / 10, "seconds": dict.fromkeys(ATTACKS, 1.5)}
     files = {"autoattack.csv": checksum(run.folder / "autoattack.csv")}
     write_json(run.folder / "autoattack.json", summary | {"files": files})
     (run.folder / "history.csv").write_text(f"epoch,steps,seconds\n0,{steps},3\n1,{steps},5\n")
@@ -229,16 +229,18 @@ def test_the_committed_tables_are_what_a_plain_recount_of_the_images_gives(golde
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed (texlive-latex-recommended)")
-def test_latex_sets_every_table_within_the_line(golden, mnist, write_study, tmp_path):
+def test_latex_sets_every_table_within_the_line(golden, mnist, write_study, tmp_path, monkeypatch):
     table = {"dataset": "cifar10", "models": ["preactresnet18", "wrn-34-10"], "defenses": ["psat"], "seeds": [0, 1, 2]}
     table |= {"epsilons": ["2/255", "4/255", "8/255"], "caption": r"A wide one: 100 % & $ # _ { } ~ ^ \ ."}
     wide = Study(write_study({"tables": {"wide": table}}, "wide"))
     for id in wide.file.tables["wide"].run_ids:
         write_run(wide.run(id), LABELS, ["apgd-ce"] * (id.seed + 1) + [""] * (9 - id.seed))
-    monkey = [("wide", wide), ("mnist", mnist)]
-    files = [path.with_suffix(".tex") for name, study in monkey for path in tables.write_table(study, name)]
-    files += [path for path in sorted((GOLDEN / "tables").glob("*.tex"))]
-    inputs = "\n".join(rf"\input{{{path.resolve()}}}" for path in files)
+    files = []
+    for study, folder in ((wide, tmp_path), (mnist, tmp_path), (golden, tmp_path / "golden")):
+        monkeypatch.chdir(folder)
+        (name,) = study.file.tables
+        files += [path.with_suffix(".tex").resolve() for path in tables.write_table(study, name)]
+    inputs = "\n".join(rf"\input{{{path}}}" for path in files)
     document = (
         rf"\documentclass{{article}}\usepackage{{booktabs,graphicx,xcolor}}\begin{{document}}{inputs}\end{{document}}"
     )
