@@ -269,7 +269,7 @@ def test_two_tables_may_not_write_the_same_file(write_study):
 def test_html_of_a_caption_is_text(write_study):
     content = copy.deepcopy(TINY)
     content["tables"]["digits"]["caption"] = "<script>1 < 2 & 3</script>"
-    page = tables.as_html(sheets(Study(write_study(content)))[0])
+    page = tables.as_html(sheets(Study(write_study(content)))[0], "digits")
     assert "&lt;script&gt;1 &lt; 2 &amp; 3" in page and "<script>" not in page
 
 
