@@ -138,6 +138,13 @@ def test_a_verdict_on_other_weights_is_not_shown(judged):
     assert "2 of 4 runs are missing" in sheets(judged)[0].note
 
 
+def test_memory_of_a_gpu_has_a_column_if_there_was_one(judged):
+    assert "GPU memory (MB)" not in sheets(judged)[2].cells
+    path = judged.run("digits/cnn/psat/eps0.3/seed0").folder / "run.json"
+    write_json(path, read_json(path) | {"peak_memory_mb": {"main": 700.0, "gpu": 1234.5}})
+    assert sheets(judged)[2].cells["GPU memory (MB)"].map(lambda cell: cell.text).tolist() == ["n/a", "1234"]
+
+
 def test_the_paper_stands_beside_ours_with_the_difference(mnist):
     accuracy, attacks, _ = sheets(mnist)
     assert accuracy.cells.at["psat", ("ε = 0.3", "Clean")].below["paper"] == "99.16 (+0.84)"
