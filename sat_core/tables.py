@@ -336,7 +336,7 @@ def write_table(study: Study, name: str) -> list[Path]:
     for title, sheet in sheets(study, name).items():
         path = study.folder / "tables" / title
         content = {
-            "csv": sheet.data.to_csv(index=False),
+            "csv": sheet.data.to_csv(index=False, float_format="%.8g"),
             "tex": latex(sheet, title),
             "html": as_html(sheet, title),
             "md": markdown(sheet),
