@@ -31,9 +31,6 @@ def parser() -> argparse.ArgumentParser:
         form = "/".join(AXES[:3]) + "/eps<epsilon>/seed<seed>"
         sub.add_argument("--run", required=True, metavar="PATH", help=f"{form}; 8/255 is written eps8-255")
 
-    def add_table(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--table", required=True, metavar="NAME", help="a table of the study")
-
     verb("check", "check a study and all of its runs, without running anything; prints the runs")
     plan = verb("plan", "estimate a study's GPU-hours and disk, without running anything")
     plan.add_argument("--tflops", type=float, default=20.0, metavar="RATE", help="sustained TFLOP/s of one GPU (20)")
@@ -48,9 +45,10 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--samples", type=int, default=64, metavar="N", help="images to look at; 64 if not given")
     add_run(verb("curvature", "measure the Hessian of a trained run's adversarial loss"))
     add_run(verb("landscape", "lay planes through a trained run's loss"))
-    add_table(verb("table", "write a table as csv, md, tex and html, and print it"))
+    table = verb("table", "write tables as csv, md, tex and html from the results there are, and print them")
+    table.add_argument("--table", metavar="NAME", help="a table of the study; all of them if not given")
     figure = verb("figure", "draw a figure of a table as png and pdf")
-    add_table(figure)
+    figure.add_argument("--table", required=True, metavar="NAME", help="a table of the study")
     figure.add_argument("--kind", required=True, choices=FIGURES, help="what to draw")
     return top
 
@@ -132,12 +130,14 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
 
             landscape(study.run(options.run))
         case "table" | "figure":
-            if options.table not in study.file.tables:
+            if options.table is not None and options.table not in study.file.tables:
                 raise ConfigError(f"{study.path}: {unknown('table', options.table, study.file.tables)}")
             if options.verb == "table":
                 from sat_core.tables import write_table
 
-                print(write_table(study, options.table).read_text(encoding="utf-8"))
+                for name in [options.table] if options.table else study.file.tables:
+                    for path in write_table(study, name):
+                        print(path.read_text(encoding="utf-8"))
             else:
                 from sat_core.figures import write_figure
 

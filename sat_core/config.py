@@ -370,6 +370,15 @@ class StudyFile(Frozen):
     variants: dict[Name, Variant] = {}
     overrides: list[Override] = []
 
+    @pydantic.field_validator("tables")
+    @classmethod
+    def _files_of_their_own(cls, tables: dict[str, Table]) -> dict[str, Table]:
+        for name in tables:
+            for suffix in ("attacks", "cost"):
+                if f"{name}-{suffix}" in tables:
+                    raise ValueError(f"'{name}-{suffix}' is a file of table '{name}'; give it another name")
+        return tables
+
 
 @dataclass(frozen=True)
 class RunId:

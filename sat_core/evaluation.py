@@ -119,7 +119,8 @@ def write_results(run: Run, blocks: list[dict[str, Any]], device: torch.device) 
     seconds = {attack: sum(block["seconds"][attack] for block in blocks) for attack in ATTACKS}
     summary = summarise(run, [row[3] for row in rows], seconds)
     files = {"autoattack.csv": checksum(run.folder / "autoattack.csv")}
-    write_json(run.folder / "autoattack.json", summary | {"device": device_name(device), "files": files})
+    judged = {"weights": checksum(run.folder / "model.safetensors"), "device": device_name(device), "files": files}
+    write_json(run.folder / "autoattack.json", summary | judged)
     shutil.rmtree(run.folder / PARTS)
 
 

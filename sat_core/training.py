@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -247,6 +248,7 @@ class Trainer:
                 "seconds": sum(row["seconds"] for row in self.history),
                 "files": {name: checksum(folder / name) for name in ("model.safetensors", "history.csv")},
                 "device": device_name(self.device),
+                "peak_memory_mb": peak_memory(self.device),
                 "environment": environment(),
                 "config": self.run.model_dump(mode="json"),
             },
@@ -280,3 +282,9 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
 def device_name(device: torch.device) -> str:
     """For the records: the GPU's name, or the CPU with the threads in use."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory that this process has held so far, in MB (10^6 bytes): resident, and on the GPU in tensors."""
+    main = {"main": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}  # Linux counts in KiB
+    return main | {"gpu": torch.cuda.max_memory_allocated(device) / 1e6} if device.type == "cuda" else main

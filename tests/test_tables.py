@@ -1,63 +1,283 @@
-"""Tables against a count by hand."""
+"""Tables against counts by hand, against committed result files, and through LaTeX."""
 
 import copy
+import csv
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from studies import TINY
+import yaml
+from studies import REPOSITORY, TINY
 
 from sat_core import tables
-from sat_core.config import Study
-from sat_core.files import checksum, write_json
+from sat_core.__main__ import main
+from sat_core.config import ConfigError, Epsilon, Study
+from sat_core.files import checksum, read_json, write_json
+
+GOLDEN = Path(__file__).parent / "golden"
+LABELS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+CONSTANT = ([1] * 10, ["clean", "", *["clean"] * 8])
+"""What AutoAttack says of a network that always answers 1."""
+ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+
+def write_run(run, predictions: list[int], broken_by: list[str], steps: float = 1.0) -> None:
+    """The result files of one run on ten images, one of each class: an epoch of 3 s and one of 5 s."""
+    run.folder.mkdir(parents=True)
+    frame = pd.DataFrame({"index": range(10), "label": LABELS, "prediction": predictions, "broken_by": broken_by})
+    frame.to_csv(run.folder / "autoattack.csv", index=False)
+    standing, after = 10 - broken_by.count("clean"), {}
+    summary = {"clean": standing / 10, "n": 10, "weights": "w", "device": "a machine"}
+    for attack in ATTACKS:
+        standing -= broken_by.count(attack)
+        after[attack] = standing / 10
+    summary |= {"after": after, "robust": standing / 10, "seconds": dict.fromkeys(ATTACKS, 1.5)}
+    files = {"autoattack.csv": checksum(run.folder / "autoattack.csv")}
+    write_json(run.folder / "autoattack.json", summary | {"files": files})
+    (run.folder / "history.csv").write_text(f"epoch,steps,seconds\n0,{steps},3\n1,{steps},5\n")
+    record = {
+        "files": {"model.safetensors": "w", "history.csv": checksum(run.folder / "history.csv")},
+        "config": {"attack": {"steps": 2}},
+        "device": "a machine",
+        "peak_memory_mb": {"main": 700.0},
+    }
+    write_json(run.folder / "run.json", record)
 
 
 @pytest.fixture
 def judged(write_study):
-    """A study of two seeds whose result files are written by hand: 10 images a run."""
+    """A study of two seeds whose result files are written by hand; psat's second seed is missing."""
     content = copy.deepcopy(TINY)
     content["tables"]["digits"]["seeds"] = [0, 1]
     study = Study(write_study(content))
-    labels = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     broken = {
-        ("madry", 0): (labels, ["", "", "", "", "", "", "apgd-ce", "apgd-ce", "square", "fab-t"]),
-        ("madry", 1): ([*labels[:8], 0, 0], ["", "", "", "", "", "", "", "apgd-t", "clean", "clean"]),
-        ("psat", 0): ([1] * 10, ["clean", "", *["clean"] * 8]),
-    }  # psat's second seed is missing
-    for (defense, seed), (prediction, by) in broken.items():
-        folder = study.run(f"digits/cnn/{defense}/eps0.3/seed{seed}").folder
-        folder.mkdir(parents=True)
-        frame = pd.DataFrame({"index": range(10), "label": labels, "prediction": prediction, "broken_by": by})
-        frame.to_csv(folder / "autoattack.csv", index=False)
-        files = {"autoattack.csv": checksum(folder / "autoattack.csv")}
-        clean, robust = sum(b != "clean" for b in by) / 10, sum(b == "" for b in by) / 10
-        write_json(folder / "autoattack.json", {"clean": clean, "robust": robust, "n": 10, "files": files})
+        ("madry", 0): (LABELS, ["", "", "", "", "", "", "apgd-ce", "apgd-ce", "square", "fab-t"]),
+        ("madry", 1): ([*LABELS[:8], 0, 0], ["", "", "", "", "", "", "", "apgd-t", "clean", "clean"]),
+        ("psat", 0): CONSTANT,
+    }
+    for (defense, seed), (predictions, by) in broken.items():
+        write_run(study.run(f"digits/cnn/{defense}/eps0.3/seed{seed}"), predictions, by, 2 if defense == "madry" else 1)
     return study
 
 
+@pytest.fixture
+def mnist(write_study):
+    """A study of the paper's first table with two of its runs, as bad as one another."""
+    table = {"dataset": "mnist", "models": ["cnn"], "defenses": ["madry", "psat"], "epsilons": [0.3, "0.450"]}
+    study = Study(write_study({"tables": {"mnist": table}}))
+    write_run(study.run("mnist/cnn/madry/eps0.450/seed0"), *CONSTANT)
+    write_run(study.run("mnist/cnn/psat/eps0.3/seed0"), LABELS, ["apgd-ce", *[""] * 9])
+    return study
+
+
+def sheets(study: Study) -> list[tables.Sheet]:
+    (name,) = study.file.tables
+    return list(tables.sheets(study, name).values())
+
+
 def test_the_table_is_what_one_counts_by_hand(judged):
-    table = judged.file.tables["digits"]
-    cells = tables.summarise(tables.results(judged, table)).set_index("defense")
-    assert cells.loc["madry", "clean"] == pytest.approx((100 + 80) / 2)
-    assert cells.loc["madry", "robust"] == pytest.approx((60 + 70) / 2)
-    assert cells.loc["madry", "robust_std"] == pytest.approx(50**0.5)
-    assert (cells.loc["madry", "seeds"], cells.loc["psat", "seeds"]) == (2, 1)
-    assert (cells.loc["madry", "trivial_seeds"], cells.loc["psat", "trivial_seeds"]) == (0, 1)
+    accuracy, attacks, cost = (sheet.data for sheet in sheets(judged))
+    cells = accuracy.set_index(["defense", "accuracy"])
+    assert cells.loc[("madry", "clean"), "mean"] == pytest.approx((100 + 80) / 2)
+    assert cells.loc[("madry", "robust"), "mean"] == pytest.approx((60 + 70) / 2)
+    assert cells.loc[("madry", "robust"), "std"] == pytest.approx(50**0.5)
+    assert cells["seeds"].tolist() == [2, 2, 1, 1]
+    assert cells["trivial_seeds"].tolist() == [0, 0, 1, 1]
+    after = attacks[attacks["defense"] == "madry"].set_index("accuracy")
+    assert after["mean"].to_dict() == pytest.approx(
+        {"clean": 90, "apgd-ce": (80 + 80) / 2, "apgd-t": (80 + 70) / 2, "fab-t": (70 + 70) / 2, "robust": 65}
+    )
+    assert after["seconds"].tolist()[1:] == [1.5] * 4 and math.isnan(after["seconds"]["clean"])
+    means = cost.set_index(["defense", "measure"])["mean"]
+    assert means["madry"].to_dict() == {"epoch_seconds": 4, "steps": 2, "steps_saved": 0, "memory": 700}
+    assert means["psat"].to_dict() == {"epoch_seconds": 4, "steps": 1, "steps_saved": 50, "memory": 700}
 
 
-def test_every_format_shows_the_numbers_and_marks_the_trivial(judged):
-    markdown = tables.write_table(judged, "digits")
+def test_every_format_shows_the_numbers_marks_the_trivial_and_bolds_the_best(judged):
+    markdown, attacks, cost = tables.write_table(judged, "digits")
     text = markdown.read_text()
-    assert "| madry     | 90.00 ± 14.14" in text and "65.00 ± 7.07" in text and "10.00 †" in text
+    assert "| madry     | **90.00 ± 14.14**" in text and "**65.00 ± 7.07**" in text and "| 10.00 †" in text
+    assert re.search(r"↳ seeds +\| 1 ", text) and "1 of 4 runs is missing" in text
     tex = markdown.with_suffix(".tex").read_text()
-    assert r"\toprule" in tex and r"90.00 $\pm$ 14.14" in tex and r"\color{red} 10.00$^\dagger$" in tex
+    assert r"\toprule" in tex and r"\textbf{90.00 {\scriptsize $\pm$ 14.14}}" in tex
+    assert r"\textcolor{red}{10.00\rlap{$^\dagger$}}" in tex
     html = markdown.with_suffix(".html").read_text()
-    assert "color: red" in html and "10.00 †" in html
-    assert pd.read_csv(markdown.with_suffix(".csv"))["robust"].tolist() == pytest.approx([65, 10])
+    assert "<strong>90.00 ± 14.14</strong>" in html and '<span style="color: #c00000">10.00 †</span>' in html
+    assert re.search(r"ε = 0.3 +\| madry +\| 90.00 ± 14.14 +\| 80.00 ± 0.00 .* \| 6.0 ", attacks.read_text())
+    assert re.search(r"ε = 0.3 +\| psat +\| 4.00 +\| 1.00 +\| 50.0 +\| 700 ", cost.read_text())
+
+
+def test_a_trivial_run_is_never_the_best(judged):
+    for seed in (0, 1):
+        path = judged.run(f"digits/cnn/madry/eps0.3/seed{seed}").folder
+        shutil.rmtree(path)
+        write_run(judged.run(f"digits/cnn/madry/eps0.3/seed{seed}"), LABELS, ["apgd-ce"] * 10)
+    cells = sheets(judged)[0].cells[("ε = 0.3", "Robust")]
+    assert (cells["madry"].text, cells["madry"].best) == ("0.00", True)
+    assert (cells["psat"].text, cells["psat"].best) == ("10.00", False)
 
 
 def test_what_is_missing_is_a_dash(write_study):
-    study = Study(write_study())
-    assert "| madry     | –" in tables.write_table(study, "digits").read_text()
+    paths = tables.write_table(Study(write_study()), "digits")
+    assert "| madry     | —" in paths[0].read_text()
+    for path in paths:
+        assert "—" in path.read_text() and "2 of 2 runs are missing" in path.read_text()
+        assert "---" in path.with_suffix(".tex").read_text()
+
+
+def test_a_verdict_on_other_weights_is_not_shown(judged):
+    path = judged.run("digits/cnn/psat/eps0.3/seed0").folder / "run.json"
+    record = read_json(path)
+    record["files"]["model.safetensors"] = "of another training"
+    write_json(path, record)
+    assert "2 of 4 runs are missing" in sheets(judged)[0].note
+
+
+def test_memory_of_a_gpu_has_a_column_if_there_was_one(judged):
+    assert "GPU memory (MB)" not in sheets(judged)[2].cells
+    path = judged.run("digits/cnn/psat/eps0.3/seed0").folder / "run.json"
+    write_json(path, read_json(path) | {"peak_memory_mb": {"main": 700.0, "gpu": 1234.5}})
+    assert sheets(judged)[2].cells["GPU memory (MB)"].map(lambda cell: cell.text).tolist() == ["n/a", "1234"]
+
+
+def test_the_paper_stands_beside_ours_with_the_difference(mnist):
+    accuracy, attacks, _ = sheets(mnist)
+    assert accuracy.cells.at["psat", ("ε = 0.3", "Clean")].below["paper"] == "99.16 (+0.84)"
+    assert accuracy.cells.at["psat", ("ε = 0.3", "Robust")].below["paper"] == "92.00 (−2.00)"
+    assert accuracy.cells.at["madry", ("ε = 0.450", "Robust")].below["paper"] == "11.22 † (−1.22)"
+    assert accuracy.cells.at["madry", ("ε = 0.3", "Clean")] == tables.Cell(below={"paper": "98.07"})
+    assert accuracy.note.count("AISec 2021") == 1
+    assert attacks.cells.at[("ε = 0.3", "psat"), "APGD-CE"].below["predecessor"] == "93.16 (−3.16)"
+    assert "chawins/ates-minimal" in attacks.note
+    cells = accuracy.data.set_index(["defense", "epsilon", "accuracy"])
+    assert cells.loc[("psat", "0.3", "robust"), "difference"] == pytest.approx(-2)
+    markdown, latex = tables.markdown(accuracy), tables.latex(accuracy, "mnist")
+    assert "↳ paper" in markdown and r"{\scriptsize 92.00 ($-$2.00)}" in latex
+
+
+def test_published_numbers_are_of_things_that_exist_here():
+    datasets = {path.stem for path in (REPOSITORY / "config/datasets").glob("*.yaml")}
+    defenses = {path.stem for path in (REPOSITORY / "sat_core/defenses").glob("[!_]*.py")}
+    assert len(tables.published()) == 2 * (12 + 10) + 3 + 5 + 5
+    for (dataset, _, defense, epsilon, _), number in tables.published().items():
+        assert dataset in datasets and defense in defenses and 0 < epsilon < 1
+        assert 0 <= number["published"] <= 100 and number["label"] and len(number["source"]) > 40
+    for table in yaml.safe_load(tables.PAPER.read_text()):
+        for epsilon, rows in table["accuracy"].items():
+            assert Epsilon.parse(epsilon)
+            for row in rows.values():
+                order = [row[name] for name in tables.AFTER if name in row]
+                assert order == sorted(order, reverse=True) and set(row) <= {*tables.AFTER, "trivial"}
+
+
+def test_with_one_seed_the_interval_is_wilsons():
+    p, n, z = 0.9, 200, 1.959963985
+    centre, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    expected = [100 * (centre - half) / (1 + z**2 / n), 100 * (centre + half) / (1 + z**2 / n)]
+    assert tables.interval(90, math.nan, 1, n) == pytest.approx(expected)
+    assert tables.interval(0, math.nan, 1, n)[0] == 0 < tables.interval(0, math.nan, 1, n)[1]
+    assert tables.interval(100, math.nan, 1, n)[1] == 100
+
+
+@pytest.mark.parametrize(("seed_std", "images"), [(0.0, 100), (0.04, 100), (0.04, 5000), (0.01, 1000)])
+def test_the_interval_holds_the_truth_95_times_in_a_hundred_or_more(seed_std, images):
+    """Networks of random skill (over seeds) on shared images of random difficulty; the truth is the mean of both."""
+    random, truth, seeds, hits = np.random.default_rng(0), 0.7, 3, 0
+    for _ in range(400):
+        difficulty = random.beta(1.4, 0.6, images)  # mean 0.7: the seeds largely fail on the same images
+        skill = random.normal(0, seed_std, (seeds, 1))
+        right = random.random((seeds, images)) < np.clip(difficulty + skill, 0, 1)
+        accuracy = 100 * right.mean(axis=1)
+        low, high = tables.interval(accuracy.mean(), accuracy.std(ddof=1), seeds, images)
+        hits += low <= 100 * truth <= high
+    assert hits >= 0.93 * 400
+
+
+@pytest.fixture
+def golden(tmp_path, monkeypatch):
+    """Five real runs (see tests/golden/golden.yaml)."""
+    shutil.copytree(GOLDEN, tmp_path / "golden")
+    monkeypatch.chdir(tmp_path / "golden")
+    return Study("golden.yaml")
+
+
+def test_real_results_give_the_committed_tables_in_every_byte(golden):
+    written = [path for path in tables.write_table(golden, "digits") for path in path.parent.glob(f"{path.stem}.*")]
+    assert len(written) == 12
+    content = {path: path.read_bytes() for path in written}
+    tables.write_table(golden, "digits")
+    assert {path: path.read_bytes() for path in written} == content
+    for expected in (GOLDEN / "tables").iterdir():
+        assert (golden.folder / "tables" / expected.name).read_text() == expected.read_text()
+    assert len(list((GOLDEN / "tables").iterdir())) == 6
+
+
+def test_the_committed_tables_are_what_a_plain_recount_of_the_images_gives(golden):
+    committed = pd.read_csv("tables/digits.csv").set_index(["defense", "accuracy"])
+    for defense, seeds in (("madry", (0, 1)), ("hsat", (0,)), ("psat", (0, 1))):
+        clean, robust = [], []
+        for seed in seeds:
+            path = golden.run(f"digits/cnn/{defense}/eps0.3/seed{seed}").folder / "autoattack.csv"
+            rows = list(csv.DictReader(path.open()))
+            clean.append(sum(row["label"] == row["prediction"] for row in rows))
+            robust.append(sum(row["broken_by"] == "" for row in rows))
+            assert len(rows) == 100  # so that a count is a percentage
+        for name, counts in (("clean", clean), ("robust", robust)):
+            cell = committed.loc[(defense, name)]
+            assert cell["mean"] == pytest.approx(sum(counts) / len(counts)) and cell["seeds"] == len(seeds)
+            if len(counts) == 2:
+                assert cell["std"] == pytest.approx(abs(counts[0] - counts[1]) / math.sqrt(2))
+    assert committed.loc["trades", "mean"].isna().all()
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed (texlive-latex-recommended)")
+def test_latex_sets_every_table_within_the_line(golden, mnist, write_study, tmp_path, monkeypatch):
+    table = {"dataset": "cifar10", "models": ["preactresnet18", "wrn-34-10"], "defenses": ["psat"], "seeds": [0, 1, 2]}
+    table |= {"epsilons": ["2/255", "4/255", "8/255"], "caption": r"A wide one: 100 % & $ # _ { } ~ ^ \ ."}
+    wide = Study(write_study({"tables": {"wide": table}}, "wide"))
+    for id in wide.file.tables["wide"].run_ids:
+        write_run(wide.run(id), LABELS, ["apgd-ce"] * (id.seed + 1) + [""] * (9 - id.seed))
+    files = []
+    for study, folder in ((wide, tmp_path), (mnist, tmp_path), (golden, tmp_path / "golden")):
+        monkeypatch.chdir(folder)
+        (name,) = study.file.tables
+        files += [path.with_suffix(".tex").resolve() for path in tables.write_table(study, name)]
+    inputs = "\n".join(rf"\input{{{path}}}" for path in files)
+    document = (
+        rf"\documentclass{{article}}\usepackage{{booktabs,graphicx,xcolor}}\begin{{document}}{inputs}\end{{document}}"
+    )
+    (tmp_path / "paper.tex").write_text(document)
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stdout
+    assert (tmp_path / "paper.pdf").read_bytes().startswith(b"%PDF")
+    assert "Overfull" not in result.stdout and "Missing character" not in result.stdout
+
+
+def test_one_command_writes_all_tables_of_a_study(judged, capsys):
+    assert main(["table", "--study", str(judged.path)]) == 0
+    assert "90.00 ± 14.14" in capsys.readouterr().out
+    assert len(list((judged.folder / "tables").iterdir())) == 12
+    assert main(["table", "--study", str(judged.path), "--table", "digit"]) == 2
+    assert "did you mean 'digits'?" in capsys.readouterr().err
+
+
+def test_two_tables_may_not_write_the_same_file(write_study):
+    digits = TINY["tables"]["digits"]
+    with pytest.raises(ConfigError, match="'digits-cost' is a file of table 'digits'"):
+        Study(write_study({"tables": {"digits": digits, "digits-cost": digits}}))
+
+
+def test_html_of_a_caption_is_text(write_study):
+    content = copy.deepcopy(TINY)
+    content["tables"]["digits"]["caption"] = "<script>1 < 2 & 3</script>"
+    page = tables.as_html(sheets(Study(write_study(content)))[0], "digits")
+    assert "&lt;script&gt;1 &lt; 2 &amp; 3" in page and "<script>" not in page
 
 
 def test_trivial_means_constant_or_no_better():

@@ -1,6 +1,7 @@
 """Training and evaluation of real, small runs, through the command line."""
 
 import json
+import resource
 import shutil
 
 import pandas as pd
@@ -33,6 +34,10 @@ def test_evaluation_agrees_with_autoattack_run_whole(tiny):
     assert summary["clean"] == pytest.approx((table["broken_by"] != "clean").mean())
     assert summary["robust"] == pytest.approx((y_adv == y).float().mean().item())
     assert list(summary["after"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    record = json.loads((run.folder / "run.json").read_text())
+    assert summary["weights"] == record["files"]["model.safetensors"]
+    peak_by_now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    assert 150 < record["peak_memory_mb"]["main"] <= peak_by_now  # torch alone takes more than 150 MB
 
 
 def test_evaluating_an_untrained_run_says_what_to_do(tiny, capsys):

@@ -52,8 +52,9 @@ def test_everything_promised_is_there(project):
     for name in ("curvature.json", "landscape.npz"):  # asked for of one of the two
         assert (run / name).stat().st_size > 0
         assert not (results / "runs/digits/cnn/madry/eps0.3/seed0" / name).exists()
-    for suffix in ("csv", "md", "tex", "html"):
-        assert (results / f"tables/digits.{suffix}").stat().st_size > 0
+    for name in ("digits", "digits-attacks", "digits-cost"):
+        for suffix in ("csv", "md", "tex", "html"):
+            assert (results / f"tables/{name}.{suffix}").stat().st_size > 0
     for kind in set(FIGURES) - {"landscape-reattacked"}:
         assert (results / f"figures/digits-{kind}.png").read_bytes().startswith(b"\x89PNG")
         assert (results / f"figures/digits-{kind}.pdf").read_bytes().startswith(b"%PDF")
@@ -85,6 +86,21 @@ def test_a_change_in_the_source_reruns_what_it_touches_and_a_comment_nothing(pro
     tables.write_text(original + "\nEXTRA = 1\n")
     assert jobs(snakemake(project, "-n")) == {"table": 1, "figure": 7}
     tables.write_text(original)
+
+
+def test_after_a_failure_there_are_tables_with_blanks_and_once_mended_whole_ones(project):
+    path = project / "config/failing.yaml"
+    diverging = {"where": {"defense": "psat"}, "set": {"training": {"lr": 1e20}}}
+    path.write_text(yaml.safe_dump(TINY | {"overrides": [*TINY["overrides"], diverging]}))
+    output = snakemake(project, "--configfile", "config/failing.yaml", status=1)
+    assert "training diverged" in output
+    markdown = project / "results/failing/tables/digits.md"
+    text = markdown.read_text()
+    assert "| psat      | — " in text and "| madry     | —" not in text and "1 of 2 runs is missing" in text
+    path.write_text(yaml.safe_dump(TINY))
+    snakemake(project, "--configfile", "config/failing.yaml")
+    assert "—" not in markdown.read_text()
+    assert "Nothing to be done" in snakemake(project, "--configfile", "config/failing.yaml")
 
 
 def test_a_bad_study_stops_before_the_dag(project):

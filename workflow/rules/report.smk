@@ -3,6 +3,8 @@ rule table:
         table_inputs,
     output:
         multiext(f"{RESULTS}/tables/{{table}}", ".md", ".csv", ".tex", ".html"),
+        multiext(f"{RESULTS}/tables/{{table}}-attacks", ".md", ".csv", ".tex", ".html"),
+        multiext(f"{RESULTS}/tables/{{table}}-cost", ".md", ".csv", ".tex", ".html"),
     log:
         f"{RESULTS}/logs/table/{{table}}.log",
     benchmark:
