@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 
 from sat_core.config import AXES, ConfigError, Interrupted, Study, unknown
+from sat_core.kinds import FIGURES
 
 TEMPFAIL = 75
-
-LANDSCAPES = ("landscape", "landscape-hessian", "landscape-input", "landscape-reattacked")
-FIGURES = ("curves", "tradeoff", "curvature", "spectrum", *LANDSCAPES)
 
 
 def parser() -> argparse.ArgumentParser:
