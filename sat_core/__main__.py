@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     figure = verb("figure", "draw a figure of a table as png and pdf")
     add_table(figure)
     figure.add_argument("--kind", required=True, choices=FIGURES, help="what to draw")
+    verb("report", "write the study's report.html, and any table or figure that is missing or out of date")
     return top
 
 
@@ -129,6 +130,10 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
             from sat_core.landscape import landscape
 
             landscape(study.run(options.run))
+        case "report":
+            from sat_core.report import write_report
+
+            print(write_report(study))
         case "table" | "figure":
             if options.table not in study.file.tables:
                 raise ConfigError(f"{study.path}: {unknown('table', options.table, study.file.tables)}")

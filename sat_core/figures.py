@@ -34,6 +34,7 @@ WIDTH = 5.9
 """Inches: the text width of a common page, so that nothing is scaled down and the fonts stay legible."""
 COLOURS = ["#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00"]
 """Okabe and Ito's palette, which the colour-blind can tell apart."""
+RED = "#C00000"
 MARKERS = "osD^vP*"
 
 
@@ -145,7 +146,7 @@ def draw_examples(axes: np.ndarray, file: dict[str, np.ndarray], epsilon: Epsilo
         show(axes[2 * i, 1], perturbed)
         show(axes[2 * i + 1, 1], 0.5 + (perturbed - clean) / (2 * epsilon.value))
         axes[2 * i, 0].set_xlabel(f"is {label}", fontsize=8)
-        axes[2 * i, 1].set_xlabel(f"{before} → {after}", fontsize=8, color="black" if after == label else "#C00000")
+        axes[2 * i, 1].set_xlabel(f"{before} → {after}", fontsize=8, color="black" if after == label else RED)
 
 
 def show(axis: plt.Axes, image: np.ndarray) -> None:
@@ -271,7 +272,7 @@ def landscape(study: Study, name: str, plane: str) -> Figure:
     """
     table = study.file.tables[name]
     groups = [(model, epsilon) for model in table.models for epsilon in table.epsilons]
-    figure = plt.figure(figsize=(WIDTH, (0.5 + 2 * (WIDTH - 0.9) / max(len(table.landscapes), 2)) * len(groups)))
+    figure = plt.figure(figsize=(WIDTH, (1.3 + 7 / max(len(table.landscapes), 2)) * len(groups)))
     for part, (model, epsilon) in zip(figure.subfigures(len(groups), squeeze=False)[:, 0], groups, strict=True):
         ids = [id for id in table.landscape_ids if (id.model, id.epsilon) == (model, epsilon)]
         part.suptitle(heading(table, model, epsilon), fontsize=10)
@@ -314,7 +315,8 @@ def draw_planes(part: SubFigure, study: Study, ids: list[RunId], plane: str) -> 
             contour.plot(0, 0, "+", color="white")
             ends = [float(u[0, 0]), 0.0, float(u[-1, 0])]
             surface.set(xticks=ends, yticks=ends, zlim=(low, high), xlabel="1", ylabel="2")
-            contour.set_title(worth(file), fontsize=8, color="red" if file["trivial"] else "black")
+            contour.set(xticks=ends, yticks=ends)
+            contour.set_title(worth(file), fontsize=8, color=RED if file["trivial"] else "black")
     if shades:
         part.colorbar(shades, ax=flat, label="loss", shrink=0.8)
 
@@ -322,7 +324,7 @@ def draw_planes(part: SubFigure, study: Study, ids: list[RunId], plane: str) -> 
 def worth(file: dict[str, np.ndarray]) -> str:
     """What must stand beside a landscape."""
     text = (
-        f"clean {100 * file['clean']:.1f} %, adversarial {100 * file['adversarial']:.1f} %\n"
+        f"clean {100 * file['clean']:.1f} %\nadversarial {100 * file['adversarial']:.1f} %\n"
         f"loss {file['loss']:.2f}, $\\lambda_\\mathrm{{max}}$ {file['lambda_max']:.2f}"
     )
     return text + ("\ntrivial classifier" if file["trivial"] else "")
