@@ -48,9 +48,9 @@ FIGURES = {
         "run_ids",
         "examples.npz",
         "Adversarial examples",
-        "Test images, beside each what every defense's network is fooled by: the perturbed image, and below it the "
-        "perturbation, with the predictions on the clean and on the perturbed image.",
-        "The PGD of the training, never stopped, on the first test images of two classes; first seed. Above each "
+        "Two test images, and beside each, one column a defense: the perturbed image, the predictions on the clean and "
+        "on the perturbed image, and the perturbation.",
+        "The PGD of the training, never stopped, on the first test images of two classes; first seed. Below each "
         "perturbed image: the prediction on the clean image → on the perturbed one, in red where the latter is wrong. "
         "Perturbations: grey is none, black and white are minus and plus epsilon.",
     ),
