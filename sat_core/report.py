@@ -50,7 +50,7 @@ class Entry:
 
 
 def write_report(study: Study) -> Path:
-    """Write ``report.html``, after any table or figure that is missing or older than the results it shows.
+    """Write ``report.html``, after any table or figure that is missing or out of date.
 
     Whatever a table, a figure or a run lacks is said in its place. The same results give the same bytes.
     """
@@ -95,9 +95,9 @@ def duration(seconds: float) -> str:
 
 
 def refresh(study: Study) -> list[str]:
-    """Make the tables and figures that are missing or older than the results they show; returns what went wrong.
+    """Make the tables and figures that are missing or older than the study or their results; returns what went wrong.
 
-    Under Snakemake none is; but it makes none of which a run is missing.
+    Snakemake has made them before, except those of which a run is missing.
     """
     problems = []
     for name, table in study.file.tables.items():
@@ -107,9 +107,9 @@ def refresh(study: Study) -> list[str]:
                 work.append((f"figures/{name}-{kind}.png", (ids, file), figures.write_figure, (study, name, kind)))
         for product, needs, make, arguments in work:
             sources = [path for path in needed(study, table, *needs) if path.exists()]
-            path = study.folder / product
+            path, newest = study.folder / product, max(map(changed, [study.path, *sources]))
             try:
-                if sources and not (path.exists() and all(changed(path) >= changed(source) for source in sources)):
+                if sources and not (path.exists() and changed(path) >= newest):
                     make(*arguments)
             except ConfigError as error:
                 problems.append(f"{product} could not be made: {error}.")
