@@ -101,12 +101,13 @@ def refresh(study: Study) -> list[str]:
     """
     problems = []
     for name, table in study.file.tables.items():
-        work = [(f"tables/{name}.html", ("run_ids", "autoattack.json"), tables.write_table, (study, name))]
+        files = [("run_ids", "run.json"), ("run_ids", "autoattack.json")]
+        work = [(f"tables/{name}.html", files, tables.write_table, (study, name))]
         for kind, (ids, file, *_) in FIGURES.items():
             if kind != "landscape-reattacked":  # drawn only where it was asked for by name
-                work.append((f"figures/{name}-{kind}.png", (ids, file), figures.write_figure, (study, name, kind)))
-        for product, needs, make, arguments in work:
-            sources = [path for path in needed(study, table, *needs) if path.exists()]
+                work.append((f"figures/{name}-{kind}.png", [(ids, file)], figures.write_figure, (study, name, kind)))
+        for product, files, make, arguments in work:
+            sources = [path for ids, file in files for path in needed(study, table, ids, file) if path.exists()]
             path, newest = study.folder / product, max(map(changed, [study.path, *sources]))
             try:
                 if sources and not (path.exists() and changed(path) >= newest):
