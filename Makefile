@@ -25,9 +25,10 @@ $(READY): pyproject.toml uv.lock | $(UV)
 	$(PYTHON) -m venv .tools
 	.tools/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
 
-demo: $(READY)  ## regenerate the demo study: all defenses, AutoAttack, tables, figures
+demo: $(READY)  ## regenerate the demo study: all defenses, AutoAttack, tables, figures, report
 	snakemake --quiet rules --configfile config/demo.yaml
 	@echo; cat results/demo/tables/digits.md; echo
+	@echo "Report:  results/demo/report.html"
 	@echo "Tables:  results/demo/tables   Figures: results/demo/figures   Runs: results/demo/runs"
 
 test: $(READY)  ## run the tests

@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 
 from sat_core.config import AXES, ConfigError, Interrupted, Study, unknown
+from sat_core.kinds import FIGURES
 
 TEMPFAIL = 75
-
-LANDSCAPES = ("landscape", "landscape-hessian", "landscape-input", "landscape-reattacked")
-FIGURES = ("curves", "tradeoff", "curvature", "spectrum", *LANDSCAPES)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     figure = verb("figure", "draw a figure of a table as png and pdf")
     figure.add_argument("--table", required=True, metavar="NAME", help="a table of the study")
     figure.add_argument("--kind", required=True, choices=FIGURES, help="what to draw")
+    verb("report", "write the study's report.html, and any table or figure that is missing or out of date")
     return top
 
 
@@ -129,6 +128,10 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
             from sat_core.landscape import landscape
 
             landscape(study.run(options.run))
+        case "report":
+            from sat_core.report import write_report
+
+            print(write_report(study))
         case "table" | "figure":
             if options.table is not None and options.table not in study.file.tables:
                 raise ConfigError(f"{study.path}: {unknown('table', options.table, study.file.tables)}")

@@ -8,28 +8,33 @@ import shutil
 import time
 from typing import Any
 
+import numpy as np
 import pyautoattack
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from sat_core import checkpoint, models
+from sat_core.attacks import PGD, cross_entropy, uniform_start
 from sat_core.config import ConfigError, Run
-from sat_core.data import load
+from sat_core.data import Images, load
 from sat_core.files import atomic, checksum, read_json, sole_writer, verify, write_json
 from sat_core.provenance import evaluation_digest, training_digest
-from sat_core.training import choose_device, device_name, predict
+from sat_core.training import choose_device, device_name, predict, training_attack
 
 log = logging.getLogger(__name__)
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 """AutoAttack's `standard`, in its order."""
+EXAMPLES = 2
 PARTS = "autoattack.parts"
 """Folder of the blocks judged so far; gone once they are merged."""
 
 
 def evaluate(run: Run, shard: tuple[int, int] | None = None) -> None:
     """Judge a trained run: writes ``autoattack.csv`` (one row an image) and ``autoattack.json`` (the summary).
+
+    Before them ``examples.npz``: see :func:`write_examples`.
 
     The unit of work is a block of ``batch_size`` images, whose progress is saved after each of the four attacks, so
     that whatever interrupts the work, little is lost. With ``shard`` (i, n), only every n-th block from the i-th on is
@@ -54,6 +59,7 @@ def evaluate(run: Run, shard: tuple[int, int] | None = None) -> None:
             blocks.append(judged_block(run, model, first // size, x, y))
             log.info("block %d of %d judged", first // size + 1, len(starts))
         if shard is None:
+            write_examples(run, model, images)
             write_results(run, blocks, device)
 
 
@@ -122,6 +128,24 @@ def write_results(run: Run, blocks: list[dict[str, Any]], device: torch.device) 
     judged = {"weights": checksum(run.folder / "model.safetensors"), "device": device_name(device), "files": files}
     write_json(run.folder / "autoattack.json", summary | judged)
     shutil.rmtree(run.folder / PARTS)
+
+
+def write_examples(run: Run, model: nn.Module, images: Images) -> None:
+    """Attack the first test images of two classes with the training PGD, never stopped: ``examples.npz``, to look at.
+
+    ``clean`` and ``perturbed`` float32 (n, C, H, W) in [0, 1]; ``label`` and the predictions on both, int64 (n,).
+    """
+    labels = images.labels.tolist()
+    first = [labels.index(label) for label in dict.fromkeys(labels)][:EXAMPLES]
+    x, y = (tensor.to(next(model.parameters()).device) for tensor in images.batch(torch.tensor(first)))
+    steps = training_attack(run)
+    attack = PGD(steps.epsilon, steps.step_size, steps.steps)  # on so few images BatchNorm must not adapt to them
+    torch.manual_seed(run.evaluation.seed)
+    perturbed = attack(model, x, cross_entropy(y), start=uniform_start(x, attack.epsilon)).x
+    predictions = {"prediction": predict(model, x), "prediction_perturbed": predict(model, perturbed)}
+    arrays = {"clean": x, "perturbed": perturbed, "label": y, **predictions}
+    with atomic(run.folder / "examples.npz", "wb") as file:
+        np.savez_compressed(file, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
 
 
 def trained_model(run: Run, device: torch.device) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -29,8 +30,11 @@ STYLE = {
     "figure.constrained_layout.use": True,
     "savefig.dpi": 200,
 }
+WIDTH = 5.9
+"""Inches: the text width of a common page, so that nothing is scaled down and the fonts stay legible."""
 COLOURS = ["#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00"]
 """Okabe and Ito's palette, which the colour-blind can tell apart."""
+RED = "#C00000"
 MARKERS = "osD^vP*"
 
 
@@ -39,61 +43,122 @@ def appearance(defenses: list[str]) -> dict[str, tuple[str, str]]:
     return {d: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, d in enumerate(defenses)}
 
 
+def panels(rows: int, columns: int, height: float, **sharing: Any) -> tuple[Figure, np.ndarray]:
+    """A figure of a given height (inches), as wide as the text of a page, and its axes (rows, columns)."""
+    return plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **sharing)
+
+
+DYNAMICS = {
+    "loss": ("training loss", 1),
+    "validation_clean": ("clean validation\naccuracy (%)", 100),
+    "validation_robust": ("robust validation\naccuracy (PGD, %)", 100),
+    "lambda": ("$\\lambda$ (dynamic: $c$)", 1),
+    "stopped": ("samples\nstopped (%)", 100),
+    "steps": ("attack steps\na sample", 1),
+}
+"""Column of history.csv -> its label and scale."""
+
+
 def training_curves(study: Study, name: str) -> Figure:
-    """Training loss and robust validation accuracy over the epochs; columns are epsilons, thin lines single seeds."""
+    """How training went, over the epochs: a row a quantity, a column an epsilon, a line a run."""
     table = study.file.tables[name]
     rows = histories(study, table)
     looks = appearance(table.defenses)
-    panels = (("loss", "training loss", 1), ("validation_robust", "robust validation\naccuracy (PGD, %)", 100))
-    width = 2.6 * len(table.epsilons) + 1.4
-    figure, axes = plt.subplots(2, len(table.epsilons), figsize=(width, 4.4), sharex=True, sharey="row", squeeze=False)
+    figure, axes = panels(len(DYNAMICS), len(table.epsilons), 8.2, sharex=True, sharey="row")
     for column, epsilon in enumerate(table.epsilons):
         axes[0, column].set_title(f"$\\epsilon$ = {epsilon}")
-        axes[1, column].set_xlabel("epoch")
-        for row, (key, label, scale) in enumerate(panels):
-            if column == 0:
-                axes[row, 0].set_ylabel(label)
-            for defense in table.defenses:
+        axes[-1, column].set_xlabel("epoch")
+        for row, (key, (label, scale)) in enumerate(DYNAMICS.items()):
+            axes[row, 0].set_ylabel(label)
+            axes[row, column].yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+            for i, defense in enumerate(table.defenses):
                 chosen = rows[(rows["defense"] == defense) & (rows["epsilon"] == epsilon.text)] if len(rows) else rows
-                for i, (_, run) in enumerate(chosen.groupby(["model", "seed"]) if len(chosen) else ()):
+                for _, run in chosen.groupby(["model", "seed"]) if len(chosen) else ():
+                    colour, marker = looks[defense]
+                    spacing = max(len(run) // 4, 1)
                     axes[row, column].plot(
-                        run["epoch"] + 1,
-                        scale * run[key],
-                        color=looks[defense][0],
-                        lw=1.3,
-                        alpha=0.8,
-                        label=defense if i == 0 else None,
+                        *(run["epoch"] + 1, scale * run[key]),
+                        color=colour,
+                        marker=marker,
+                        markersize=3.5,
+                        markevery=(i * spacing // len(table.defenses), spacing),
+                        lw=1.2,
+                        alpha=0.85,
+                        label=defense,
                     )
-    outside_legend(figure, axes[0, 0])
+    legend(figure, axes[0, 0])
     return figure
 
 
 def tradeoff(study: Study, name: str) -> Figure:
-    """Clean against robust accuracy, a point a run, joined to its mean over seeds; trivial runs are hollow."""
+    """Clean against robust accuracy, a marker a run; trivial runs are hollow."""
     table = study.file.tables[name]
     rows = results(study, table)
     looks = appearance(table.defenses)
-    width = 2.6 * len(table.epsilons) + 1.4
-    figure, axes = plt.subplots(1, len(table.epsilons), figsize=(width, 3.1), sharex=True, sharey=True, squeeze=False)
+    figure, axes = panels(1, len(table.epsilons), 3.4, sharex=True, sharey=True)
     for axis, epsilon in zip(axes[0], table.epsilons, strict=True):
         axis.set_title(f"$\\epsilon$ = {epsilon}")
         axis.set_xlabel("clean accuracy (%)")
         axis.set(xlim=(-3, 103), ylim=(-3, 103))
         for defense in table.defenses:
-            colour, marker = looks[defense]
             chosen = rows[(rows["defense"] == defense) & (rows["epsilon"] == epsilon.text)]
-            for trivial, points in chosen.groupby("trivial"):
-                axis.scatter(
-                    *(points["clean"], points["robust"]),
-                    marker=marker,
-                    s=42,
-                    facecolors="none" if trivial else colour,
-                    edgecolors=colour,
-                    label=f"{defense} (trivial)" if trivial else defense,
-                )
+            draw_points(axis, chosen["clean"], chosen["robust"], chosen["trivial"], *looks[defense], defense)
     axes[0, 0].set_ylabel("AutoAttack accuracy (%)")
-    outside_legend(figure, *axes[0])
+    legend(figure, *axes[0])
     return figure
+
+
+def examples(study: Study, name: str) -> Figure:
+    """Clean images beside what each defense's network makes of them under attack, for the first seed.
+
+    A column a defense; two rows an image: the perturbed image under the predictions, and the perturbation.
+    """
+    table = study.file.tables[name]
+    groups = [(model, epsilon) for model in table.models for epsilon in table.epsilons]
+    runs = [id for id in table.run_ids if id.seed == table.seeds[0]]
+    paths = {id: study.run(id).folder / "examples.npz" for id in runs}
+    files = {id: read_arrays(path) for id, path in paths.items() if path.exists()}
+    count = max((len(file["label"]) for file in files.values()), default=1)
+    figure = plt.figure(figsize=(WIDTH, (0.4 + 1.8 * count) * len(groups)))
+    for part, group in zip(figure.subfigures(len(groups), squeeze=False)[:, 0], groups, strict=True):
+        part.suptitle(heading(table, *group), fontsize=10)
+        axes = part.subplots(2 * count, 1 + len(table.defenses), squeeze=False)
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[], frame_on=False)
+            axis.spines[:].set(visible=True, color="0.6", linewidth=0.5)
+        axes[0, 0].set_title("clean", fontsize=8)
+        ids = [id for id in runs if (id.model, id.epsilon) == group]
+        for column, id in enumerate(ids, start=1):
+            axes[0, column].set_title(id.defense, fontsize=8)
+            if id in files:
+                draw_examples(axes[:, [0, column]], files[id], id.epsilon)
+            else:
+                axes[0, column].text(0.5, 0.5, "no\nresult", ha="center", va="center", fontsize=8)
+    return figure
+
+
+def draw_examples(axes: np.ndarray, file: dict[str, np.ndarray], epsilon: Epsilon) -> None:
+    """One run's examples; axes (2 n, 2): the clean images' column, and its own."""
+    for i, label in enumerate(file["label"]):
+        clean, perturbed = file["clean"][i], file["perturbed"][i]
+        before, after = file["prediction"][i], file["prediction_perturbed"][i]
+        show(axes[2 * i, 0], clean)
+        show(axes[2 * i, 1], perturbed)
+        show(axes[2 * i + 1, 1], 0.5 + (perturbed - clean) / (2 * epsilon.value))
+        axes[2 * i, 0].set_xlabel(f"is {label}", fontsize=8)
+        axes[2 * i, 1].set_xlabel(f"{before} → {after}", fontsize=8, color="black" if after == label else RED)
+
+
+def show(axis: plt.Axes, image: np.ndarray) -> None:
+    """An image (C, H, W) in [0, 1], grey or in colour."""
+    pixels = np.clip(image, 0, 1).transpose(1, 2, 0)
+    axis.set_frame_on(True)
+    axis.imshow(pixels if len(image) == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
+
+
+def heading(table: Table, model: str, epsilon: Epsilon) -> str:
+    """Of a block of panels: epsilon, and the model where there are several."""
+    return f"$\\epsilon$ = {epsilon}" + (f", {model}" if len(table.models) > 1 else "")
 
 
 def curvature(study: Study, name: str) -> Figure:
@@ -106,8 +171,7 @@ def curvature(study: Study, name: str) -> Figure:
     looks = appearance(table.defenses)
     over_epochs = [e for e in table.epsilons if (~rows["selected"] & (rows["epsilon"] == e.text)).any()]
     columns = len(over_epochs) + 1
-    size = (2.3 * columns + 1.2, 4.4)
-    figure, axes = plt.subplots(2, columns, figsize=size, sharex="col", sharey="row", squeeze=False)
+    figure, axes = panels(2, columns, 4.6, sharex="col", sharey="row")
     for row, (key, label) in enumerate(
         (("lambda_max", "$\\lambda_\\mathrm{max}$ of the Hessian"), ("adversarial", ACCURACY))
     ):
@@ -133,7 +197,7 @@ def curvature(study: Study, name: str) -> Figure:
         axis.margins(x=0.15)
     axes[0, 0].set_yscale("log")
     axes[1, 0].set_ylim(-3, 103)
-    outside_legend(figure, *axes.flat)
+    legend(figure, *axes.flat)
     return figure
 
 
@@ -174,8 +238,7 @@ def spectrum(study: Study, name: str) -> Figure:
     """The density of the Hessian's eigenvalues for the first seed of each cell, smoothed by a Gaussian kernel."""
     table = study.file.tables[name]
     looks = appearance(table.defenses)
-    width = 2.6 * len(table.epsilons) + 1.4
-    figure, axes = plt.subplots(1, len(table.epsilons), figsize=(width, 2.8), sharex=True, sharey=True, squeeze=False)
+    figure, axes = panels(1, len(table.epsilons), 3, sharex=True, sharey=True)
     found = [(id, file["spectrum"]) for id, file in curvature_files(study, table) if id.seed == table.seeds[0]]
     nodes = np.concatenate([spectrum["nodes"] for _, spectrum in found] or [[0, 1]])
     kernel = max(np.ptp(nodes), 1e-12) / 100
@@ -188,14 +251,14 @@ def spectrum(study: Study, name: str) -> Figure:
                 bells = np.exp(-0.5 * ((t[:, None] - spectrum["nodes"]) / kernel) ** 2) / (kernel * np.sqrt(2 * np.pi))
                 axis.plot(t, bells @ spectrum["weights"], color=looks[id.defense][0], lw=1.3, label=id.defense)
     axes[0, 0].set(yscale="log", ylim=(1e-7, 30 / kernel), ylabel=f"density (kernel width {kernel:.2g})")
-    outside_legend(figure, *axes[0])
+    legend(figure, *axes[0])
     return figure
 
 
 PLANES = {
     "random": ("1: random (filter norms)", "2: random (filter norms)"),
     "reattacked": ("1: random (filter norms)", "2: random (filter norms)"),
-    "hessian": ("1: top eigenvector (weight distance)", "2: next eigenvector (weight distance)"),
+    "hessian": ("1: top eigenvector\n(distance in weights)", "2: next eigenvector\n(distance in weights)"),
     "input": ("1: sign of gradient ($\\epsilon$)", "2: random signs ($\\epsilon$)"),
 }
 """What the two axes of each plane of ``landscape.npz`` are."""
@@ -209,10 +272,10 @@ def landscape(study: Study, name: str, plane: str) -> Figure:
     """
     table = study.file.tables[name]
     groups = [(model, epsilon) for model in table.models for epsilon in table.epsilons]
-    figure = plt.figure(figsize=(2.5 * len(table.landscapes) + 0.9, 4.6 * len(groups)))
+    figure = plt.figure(figsize=(WIDTH, (1.3 + 7 / max(len(table.landscapes), 2)) * len(groups)))
     for part, (model, epsilon) in zip(figure.subfigures(len(groups), squeeze=False)[:, 0], groups, strict=True):
         ids = [id for id in table.landscape_ids if (id.model, id.epsilon) == (model, epsilon)]
-        part.suptitle(f"$\\epsilon$ = {epsilon}" + (f", {model}" if len(table.models) > 1 else ""), fontsize=10)
+        part.suptitle(heading(table, model, epsilon), fontsize=10)
         draw_planes(part, study, ids, plane)
     return figure
 
@@ -252,7 +315,8 @@ def draw_planes(part: SubFigure, study: Study, ids: list[RunId], plane: str) -> 
             contour.plot(0, 0, "+", color="white")
             ends = [float(u[0, 0]), 0.0, float(u[-1, 0])]
             surface.set(xticks=ends, yticks=ends, zlim=(low, high), xlabel="1", ylabel="2")
-            contour.set_title(worth(file), fontsize=8, color="red" if file["trivial"] else "black")
+            contour.set(xticks=ends, yticks=ends)
+            contour.set_title(worth(file), fontsize=8, color=RED if file["trivial"] else "black")
     if shades:
         part.colorbar(shades, ax=flat, label="loss", shrink=0.8)
 
@@ -260,22 +324,23 @@ def draw_planes(part: SubFigure, study: Study, ids: list[RunId], plane: str) -> 
 def worth(file: dict[str, np.ndarray]) -> str:
     """What must stand beside a landscape."""
     text = (
-        f"clean {100 * file['clean']:.1f} %, adversarial {100 * file['adversarial']:.1f} %\n"
+        f"clean {100 * file['clean']:.1f} %\nadversarial {100 * file['adversarial']:.1f} %\n"
         f"loss {file['loss']:.2f}, $\\lambda_\\mathrm{{max}}$ {file['lambda_max']:.2f}"
     )
     return text + ("\ntrivial classifier" if file["trivial"] else "")
 
 
-def outside_legend(figure: Figure, *axes: plt.Axes) -> None:
-    """One legend for the whole figure, to its right, where it hides no data."""
+def legend(figure: Figure, *axes: plt.Axes) -> None:
+    """One legend for the whole figure, above it, where it hides no data."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
 
 
 KINDS: dict[str, Callable[[Study, str], Figure]] = {
     "curves": training_curves,
     "tradeoff": tradeoff,
+    "examples": examples,
     "curvature": curvature,
     "spectrum": spectrum,
     "landscape": partial(landscape, plane="random"),

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from studies import REPOSITORY, TINY
 
-from sat_core.__main__ import FIGURES
+from sat_core.kinds import FIGURES
 
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 
@@ -49,6 +49,8 @@ def test_everything_promised_is_there(project):
     run = results / "runs/digits/cnn/psat/eps0.3/seed0"
     for name in ("run.json", "history.csv", "checkpoint.pt", "model.safetensors", "autoattack.csv", "autoattack.json"):
         assert (run / name).stat().st_size > 0
+    assert (run / "examples.npz").stat().st_size > 0
+    assert "<dt>runs complete</dt><dd>2 of 2</dd>" in (results / "report.html").read_text()
     for name in ("curvature.json", "landscape.npz"):  # asked for of one of the two
         assert (run / name).stat().st_size > 0
         assert not (results / "runs/digits/cnn/madry/eps0.3/seed0" / name).exists()
@@ -64,11 +66,19 @@ def test_a_second_run_has_nothing_to_do(project):
     assert "Nothing to be done" in snakemake(project)
 
 
+def test_snakemakes_own_report_has_every_figure_with_its_caption(project):
+    assert "Report created" in snakemake(project, "--report", "snakemake.html")
+    text = (project / "snakemake.html").read_text()
+    for kind in set(FIGURES) - {"landscape-reattacked"}:
+        assert f"digits-{kind}.png" in text and FIGURES[kind].caption.split(".")[0] in text
+    assert "digits.html" in text and "report.html" in text
+
+
 def test_a_deleted_result_is_redone_without_training(project):
     result = project / "results/tiny/runs/digits/cnn/madry/eps0.3/seed0/autoattack.json"
     content = result.read_text()
     result.unlink()
-    assert jobs(snakemake(project, "-n")) == {"evaluate": 1, "table": 1, "figure": 1}
+    assert jobs(snakemake(project, "-n")) == {"evaluate": 1, "table": 1, "figure": 2, "report": 1}
     result.write_text(content)
     snakemake(project, "--touch")
 
@@ -84,7 +94,7 @@ def test_a_change_in_the_source_reruns_what_it_touches_and_a_comment_nothing(pro
     tables = project / "sat_core/tables.py"
     original = tables.read_text()
     tables.write_text(original + "\nEXTRA = 1\n")
-    assert jobs(snakemake(project, "-n")) == {"table": 1, "figure": 7}
+    assert jobs(snakemake(project, "-n")) == {"table": 1, "figure": 8, "report": 1}
     tables.write_text(original)
 
 

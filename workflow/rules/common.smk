@@ -15,6 +15,7 @@ from snakemake.settings.types import DeploymentMethod
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
 from sat_core.config import ConfigError, Study
+from sat_core.kinds import FIGURES
 from sat_core.provenance import data_digest, evaluation_digest, fingerprint, training_digest
 
 
@@ -82,16 +83,7 @@ MAX_MINUTES = site("max_minutes", sys.maxsize)
 MAX_MEM_MB = site("max_mem_mb", sys.maxsize)
 RESULTS = str(STUDY.folder)
 RUN = f"{RESULTS}/runs/{{run}}"
-FIGURES = {  # kind: (field of the table that lists its runs, file of a run that it needs)
-    "curves": ("run_ids", "history.csv"),
-    "tradeoff": ("run_ids", "autoattack.json"),
-    "curvature": ("curvature_ids", "curvature.json"),
-    "spectrum": ("curvature_ids", "curvature.json"),
-    "landscape": ("landscape_ids", "landscape.npz"),
-    "landscape-hessian": ("landscape_ids", "landscape.npz"),
-    "landscape-input": ("landscape_ids", "landscape.npz"),
-    "landscape-reattacked": ("landscape_ids", "landscape.npz"),
-}
+PARTS = ("", "-attacks", "-cost")  # what the name of a table's files goes on with
 
 
 wildcard_constraints:
@@ -211,15 +203,27 @@ def table_inputs(wildcards):
     return [file for name in ("run.json", "autoattack.json") for file in run_files(wildcards.table, "run_ids", name)]
 
 
-def tables_with_blanks():
-    """What there is, after a failure: Snakemake itself makes no table of which a run is missing."""
-    logger.info("Tables of what there is:")
-    words = ["-m", "sat_core", "table", "--study", str(STUDY.path)]
-    subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL)
-
-
 def figure_inputs(wildcards):
-    return run_files(wildcards.table, *FIGURES[wildcards.kind])
+    return drawn_from(wildcards.table, FIGURES[wildcards.kind])
+
+
+def drawn_from(table, kind):
+    return run_files(table, kind.ids, kind.file)
+
+
+def figure_caption(wildcards):
+    return FIGURES[wildcards.kind].caption
+
+
+def report_digest(wildcards):
+    template = (Path(workflow.basedir).parent / "sat_core/report.html.jinja").read_bytes()
+    return [STUDY.file.model_dump_json(), fingerprint("report"), hashlib.sha256(template).hexdigest()]
+
+
+def report_of_what_there_is():
+    """After a failure: Snakemake itself makes nothing of which a run is missing."""
+    logger.info("The report of what there is:")
+    subprocess.run([sys.executable, "-m", "sat_core", "report", "--study", str(STUDY.path)])
 
 
 def table_digest(wildcards):
@@ -245,8 +249,8 @@ def figures():
     return [
         f"{RESULTS}/figures/{name}-{kind}.png"
         for name in STUDY.file.tables
-        for kind, needs in FIGURES.items()
-        if run_files(name, *needs) and kind != "landscape-reattacked"
+        for kind, about in FIGURES.items()
+        if drawn_from(name, about) and kind != "landscape-reattacked"
     ]
 
 

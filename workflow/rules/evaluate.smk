@@ -35,6 +35,7 @@ rule evaluate:
     output:
         f"{RUN}/autoattack.csv",
         f"{RUN}/autoattack.json",
+        f"{RUN}/examples.npz",
     log:
         f"{RESULTS}/logs/evaluate/{{run}}.log",
     benchmark:

@@ -2,9 +2,16 @@ rule table:
     input:
         table_inputs,
     output:
-        multiext(f"{RESULTS}/tables/{{table}}", ".md", ".csv", ".tex", ".html"),
-        multiext(f"{RESULTS}/tables/{{table}}-attacks", ".md", ".csv", ".tex", ".html"),
-        multiext(f"{RESULTS}/tables/{{table}}-cost", ".md", ".csv", ".tex", ".html"),
+        [f"{RESULTS}/tables/{{table}}{part}{suffix}" for part in PARTS for suffix in (".md", ".csv", ".tex")],
+        [
+            report(
+                f"{RESULTS}/tables/{{table}}{part}.html",
+                caption="../report/table.rst",
+                category="Tables",
+                labels={"table": f"{{table}}{part}"},
+            )
+            for part in PARTS
+        ],
     log:
         f"{RESULTS}/logs/table/{{table}}.log",
     benchmark:
@@ -25,7 +32,13 @@ rule figure:
     input:
         figure_inputs,
     output:
-        multiext(f"{RESULTS}/figures/{{table}}-{{kind}}", ".png", ".pdf"),
+        report(
+            f"{RESULTS}/figures/{{table}}-{{kind}}.png",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"table": "{table}", "figure": "{kind}"},
+        ),
+        f"{RESULTS}/figures/{{table}}-{{kind}}.pdf",
     log:
         f"{RESULTS}/logs/figure/{{table}}-{{kind}}.log",
     benchmark:
@@ -36,7 +49,31 @@ rule figure:
     params:
         study=STUDY.path,
         digest=figure_digest,
+        caption=figure_caption,
     message:
         "figure {wildcards.kind} of {wildcards.table}"
     shell:
         "exec python -m sat_core figure --study {params.study:q} --table {wildcards.table:q} --kind {wildcards.kind:q} > {log:q} 2>&1"
+
+
+rule report:
+    input:
+        run_results(),
+        tables(),
+        figures(),
+    output:
+        report(f"{RESULTS}/report.html", caption="../report/report.rst", category="Report"),
+    log:
+        f"{RESULTS}/logs/report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/report.tsv"
+    localrule: True  # seconds; a job with many inputs in a group would make planning quadratic
+    conda:
+        "../../envs/sat-core.yaml"
+    params:
+        study=STUDY.path,
+        digest=report_digest,
+    message:
+        "report"
+    shell:
+        "exec python -m sat_core report --study {params.study:q} > {log:q} 2>&1"
