@@ -107,9 +107,11 @@ def test_after_a_failure_there_are_tables_with_blanks_and_once_mended_whole_ones
     markdown = project / "results/failing/tables/digits.md"
     text = markdown.read_text()
     assert "| psat      | — " in text and "| madry     | —" not in text and "1 of 2 runs is missing" in text
+    report = project / "results/failing/report.html"
+    assert "its log ends with “error: training diverged" in report.read_text()
     path.write_text(yaml.safe_dump(TINY))
     snakemake(project, "--configfile", "config/failing.yaml")
-    assert "—" not in markdown.read_text()
+    assert "—" not in markdown.read_text() and "<dd>2 of 2</dd>" in report.read_text()
     assert "Nothing to be done" in snakemake(project, "--configfile", "config/failing.yaml")
 
 

@@ -9,6 +9,7 @@ rule train:
         f"{RESULTS}/logs/train/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/train/{{run}}.tsv"
+    priority: 1  # the longest jobs first: else one of them may be left alone at the end
     group:
         sharing
     conda:
