@@ -220,7 +220,7 @@ class Curvature(Frozen):
     batch_size: Count = Field(500, description="images at a time; changes memory, not the result")
     steps: Annotated[int, Field(ge=2, strict=True)] = Field(40, description="of Lanczos, at most")
     tolerance: Positive = Field(1e-3, description="of ||Hv - lambda v|| / lambda_max, at which Lanczos stops")
-    probes: Natural = Field(1, description="random vectors of the spectral density; 0: no density")
+    probes: Natural = Field(3, description="random vectors of the spectral density; 0: no density")
     seed: Natural = 0
 
 
