@@ -69,9 +69,11 @@ def test_trades_perturbation_raises_the_divergence_it_maximises():
     assert (divergence(x_adv) > divergence(noise)).all()
 
 
-def test_psat_with_lambda_one_is_madry_bit_for_bit(write_study):
+@pytest.mark.parametrize("limit", [1.0, 0.999999])
+def test_psat_that_stops_nothing_is_madry_bit_for_bit(write_study, limit):
+    """At 1 the rule need not be asked; a hair below, it is, for every sample and step."""
     study = TINY | {"overrides": [TINY["overrides"][0]]}
-    never = {"kind": "steps", "epochs": [0], "start": 1.0, "stop": 1.0}
+    never = {"kind": "steps", "epochs": [0], "start": limit, "stop": limit}
     study["overrides"].append({"where": {"defense": "psat"}, "set": {"options": {"curriculum": never}}})
     loaded = Study(write_study(study))
     weights = []

@@ -32,7 +32,7 @@ def files(results):
     """Name -> content of every result that must not depend on where it was made."""
     kept = {}
     for path in sorted(results.rglob("*")):
-        if path.name in ("model.safetensors", "autoattack.csv") or (path.parent.name, path.stem) == ("tables", "digits"):
+        if path.name in ("model.safetensors", "autoattack.csv") or path.match("tables/digits.*"):
             kept[str(path.relative_to(results))] = path.read_bytes()
         elif path.name == "history.csv":
             rows = [row | {"seconds": ""} for row in csv.DictReader(path.read_text().splitlines())]
