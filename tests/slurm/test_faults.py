@@ -19,10 +19,10 @@ def training(cluster, project):
     """A project whose only run trains for half a minute or more, started on the cluster; cut short by the test."""
     started = []
 
-    def start(*arguments: str, **resources: int):
+    def start(*arguments: str, steps: int = 40, **resources: int):
         settings = {
             "training": {"epochs": EPOCHS, "milestones": [EPOCHS - 1]},
-            "attack": {"steps": 40},
+            "attack": {"steps": steps},
             "evaluation": {"images": 2},
             "resources": {"runs_per_gpu": 1, "mem_mb": 2000, "train_minutes": 30} | resources,
         }
@@ -93,7 +93,7 @@ def test_a_cancelled_job(cluster, training):
 
 
 def test_a_time_limit(cluster, training):
-    here, process = training("--set-resources", "train:slurm_extra='--open-mode=append'")
+    here, process = training("--set-resources", "train:slurm_extra='--open-mode=append'", steps=120)
     done = under_way(here)
     cluster("scontrol", "update", f"JobId={job(cluster)}", "TimeLimit=1")
     completes(here, process, done)
