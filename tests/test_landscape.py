@@ -1,6 +1,7 @@
 """Landscapes: the centre is the run, the axes are what they claim, and pictures come of them."""
 
 import copy
+import random
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from sat_core import evaluation, figures, training
 from sat_core.__main__ import main
-from sat_core.config import Study
+from sat_core.config import ConfigError, Study
 from sat_core.curvature import Objective, sample
 from sat_core.kinds import FIGURES
 from sat_core.lanczos import top_eigenpairs
@@ -121,6 +122,15 @@ def test_the_centre_is_the_runs_own_loss_and_figures_come_of_what_there_is(study
     for kind in FIGURES:
         if kind not in ("curves", "tradeoff", "examples"):
             assert figures.write_figure(study, "digits", kind).stat().st_size > 10_000
+    for name, kind in (("landscape.npz", "landscape"), ("curvature.json", "curvature")):
+        path = run.folder / name
+        whole = path.read_bytes()
+        for length in [*random.Random(0).sample(range(len(whole)), 19), len(whole) - 2]:
+            path.write_bytes(whole[:length])
+            with pytest.raises(ConfigError, match="damaged") as told:
+                figures.write_figure(study, "digits", kind)
+            assert str(path) in str(told.value)
+        path.write_bytes(whole)
 
 
 def test_figures_of_nothing_are_drawn_all_the_same(study):
