@@ -354,10 +354,12 @@ KINDS: dict[str, Callable[[Study, str], Figure]] = {
 def write_figure(study: Study, name: str, kind: str) -> Path:
     """Draw one kind of figure for one table from the results there are; returns the png's path."""
     with plt.rc_context(STYLE):
-        figure = KINDS[kind](study, name)
-        base = study.folder / "figures" / f"{name}-{kind}"
-        for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-            with atomic(base.with_name(f"{base.name}.{suffix}"), "wb") as file:
-                figure.savefig(file, format=suffix, metadata=metadata)
-        plt.close(figure)
+        try:
+            figure = KINDS[kind](study, name)
+            base = study.folder / "figures" / f"{name}-{kind}"
+            for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+                with atomic(base.with_name(f"{base.name}.{suffix}"), "wb") as file:
+                    figure.savefig(file, format=suffix, metadata=metadata)
+        finally:
+            plt.close("all")  # a kind whose data are damaged has left one behind
     return base.with_name(f"{base.name}.png")
