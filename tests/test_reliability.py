@@ -351,7 +351,7 @@ def test_an_edited_result_is_not_believed(copy, capsys):
 
 @pytest.mark.slow
 def test_snakemake_killed_outright_recovers_as_documented(tmp_path, monkeypatch):
-    for part in ("sat_core", "workflow", "config", "profiles"):
+    for part in ("sat_core", "workflow", "config", "profiles", "envs"):
         shutil.copytree(REPOSITORY / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     study = TINY | {"tables": {"digits": TINY["tables"]["digits"] | {"defenses": ["psat"]}}}
     study["overrides"] = [*TINY["overrides"], {"set": {"training": {"epochs": 20, "milestones": []}}}]
