@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -39,8 +39,7 @@ def main() -> None:
     table["seeds"] = list(range(given.seeds))
     out, rows = given.out.resolve(), []
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         studies = {}
         for precision in ("float32", "bfloat16"):
             training = settings.get("training", {}) | {"precision": precision}
@@ -57,7 +56,6 @@ def main() -> None:
                 row |= {"clean": 100 * verdict["clean"], "robust": 100 * verdict["robust"]}
                 rows.append(row | {"seconds": read_json(run.folder / "run.json")["seconds"]})
                 print(rows[-1], flush=True)
-        os.chdir("/")
     found = pd.DataFrame(rows)
     found.to_csv(out, index=False)
     cells = found.groupby(["defense", "precision"])[["clean", "robust", "seconds"]].agg(["mean", "std"])

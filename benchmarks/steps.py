@@ -9,8 +9,8 @@ the same network, batch, steps and labels.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
-import os
 import platform
 import re
 import subprocess
@@ -36,7 +36,8 @@ from sat_core.training import Trainer, choose_device
 
 SHAPES = {"cnn": (1, 28, 28), "preactresnet18": (3, 32, 32)}
 EPSILON = 0.1
-NEVER = {"curriculum": {"kind": "steps", "epochs": [0]}}  # lambda is 1 from the first epoch on: nothing stops
+NEVER = {"curriculum": {"kind": "steps", "epochs": [0], "stop": 0.999999}}
+"""The rule is asked, which at 1 it is not, and stops nothing (H-SAT's: one in a hundred, which sets its scale)."""
 OPTIONS = {"psat": NEVER, "hsat": NEVER, "trades": {"beta": 1}, "dynamic": {"horizon": 1}}
 DEFENSES = ("madry", "trades", "dynamic", "cat", "psat", "hsat")
 
@@ -164,8 +165,7 @@ def compare(model: str, precision: str, batch: int, steps: int, rounds: int, onl
     """The table for one network: seconds, ratio to the own floor and to our Madry step."""
     import torchattacks
 
-    with tempfile.TemporaryDirectory() as name:
-        os.chdir(name)
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         trainers = make_trainers(Path(name), model, precision, batch, steps)
         ours = trainers["madry"]
         index, x, y = next(ours.train_images.batches(torch.arange(len(ours.train_images)), batch))
@@ -181,7 +181,6 @@ def compare(model: str, precision: str, batch: int, steps: int, rounds: int, onl
         actions = {name: action for name, action in actions.items() if not only or name in only}
         parts = floor_parts(copy.deepcopy(ours.model), x, y)
         times = measure(parts | actions, rounds)
-        os.chdir("/")
     per_round = pd.DataFrame(times)
     rows = []
     for title in actions:
@@ -215,8 +214,7 @@ def peak_memory(model: str, precision: str, batch: int) -> pd.DataFrame:
 
 def one(title: str, model: str, precision: str, batch: int) -> float:
     """Take one step in this process; peak memory in MiB."""
-    with tempfile.TemporaryDirectory() as name:
-        os.chdir(name)
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         trainer = make_trainers(Path(name), model, precision, batch, 2)["psat"]
         index, x, y = next(trainer.train_images.batches(torch.arange(len(trainer.train_images)), batch))
         if title == "psat":
@@ -224,7 +222,6 @@ def one(title: str, model: str, precision: str, batch: int) -> float:
         else:
             network = plain(trainer.model)
             peer_step(network, plain_attack(network, 2, False), x, y)()
-        os.chdir("/")
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text()  # getrusage would tell the parent's peak, if that is larger

@@ -313,6 +313,10 @@ class Variant(Frozen):
     options: dict[str, Any] = {}
 
 
+PARTS = ("", "-attacks", "-cost")
+"""What the names of a table's files go on with: accuracy, accuracy after each attack, cost of training."""
+
+
 class Table(Frozen):
     """One table of the paper: every model x defense x epsilon x seed on one dataset."""
 
@@ -374,9 +378,9 @@ class StudyFile(Frozen):
     @classmethod
     def _files_of_their_own(cls, tables: dict[str, Table]) -> dict[str, Table]:
         for name in tables:
-            for suffix in ("attacks", "cost"):
-                if f"{name}-{suffix}" in tables:
-                    raise ValueError(f"'{name}-{suffix}' is a file of table '{name}'; give it another name")
+            for part in PARTS[1:]:
+                if f"{name}{part}" in tables:
+                    raise ValueError(f"'{name}{part}' is a file of table '{name}'; give it another name")
         return tables
 
 

@@ -6,6 +6,7 @@ import csv
 import logging
 import shutil
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sat_core import checkpoint, models
-from sat_core.attacks import PGD, cross_entropy, uniform_start
+from sat_core.attacks import cross_entropy, uniform_start
 from sat_core.config import ConfigError, Run
 from sat_core.data import Images, load
 from sat_core.files import atomic, checksum, read_json, sole_writer, verify, write_json
@@ -138,8 +139,7 @@ def write_examples(run: Run, model: nn.Module, images: Images) -> None:
     labels = images.labels.tolist()
     first = [labels.index(label) for label in dict.fromkeys(labels)][:EXAMPLES]
     x, y = (tensor.to(next(model.parameters()).device) for tensor in images.batch(torch.tensor(first)))
-    steps = training_attack(run)
-    attack = PGD(steps.epsilon, steps.step_size, steps.steps)  # on so few images BatchNorm must not adapt to them
+    attack = replace(training_attack(run), batchnorm="eval")  # on so few images BatchNorm must not adapt to them
     torch.manual_seed(run.evaluation.seed)
     perturbed = attack(model, x, cross_entropy(y), start=uniform_start(x, attack.epsilon)).x
     predictions = {"prediction": predict(model, x), "prediction_perturbed": predict(model, perturbed)}

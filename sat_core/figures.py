@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sat_core.config import Epsilon, RunId, Study, Table
 from sat_core.files import atomic, read_arrays, read_json
-from sat_core.tables import histories, results
+from sat_core.tables import ADDRESS, address, histories, results
 
 STYLE = {
     "font.size": 9,
@@ -116,8 +116,7 @@ def examples(study: Study, name: str) -> Figure:
     table = study.file.tables[name]
     groups = [(model, epsilon) for model in table.models for epsilon in table.epsilons]
     runs = [id for id in table.run_ids if id.seed == table.seeds[0]]
-    paths = {id: study.run(id).folder / "examples.npz" for id in runs}
-    files = {id: read_arrays(path) for id, path in paths.items() if path.exists()}
+    files = existing(study, runs, "examples.npz", read_arrays)
     count = max((len(file["label"]) for file in files.values()), default=1)
     figure = plt.figure(figsize=(WIDTH, (0.4 + 1.8 * count) * len(groups)))
     for part, group in zip(figure.subfigures(len(groups), squeeze=False)[:, 0], groups, strict=True):
@@ -219,19 +218,18 @@ def draw_points(axis, x, y, trivial, colour: str, marker: str, label: str, line:
 def measured(study: Study, table: Table) -> pd.DataFrame:
     """One row a measured network: address, epoch, whether it is the selected one, and curvature.json's record of it."""
     rows = []
-    for id, content in curvature_files(study, table):
-        address = {"model": id.model, "defense": id.defense, "epsilon": id.epsilon.text, "seed": id.seed}
-        rows.append(address | content["selected"] | {"selected": True})
-        rows += [address | record | {"selected": False} for record in content["epochs"]]
-    columns = ["model", "defense", "epsilon", "seed", "epoch", "selected", "lambda_max", "adversarial", "trivial"]
+    for id, content in existing(study, table.curvature_ids, "curvature.json", read_json).items():
+        rows.append(address(id) | content["selected"] | {"selected": True})
+        rows += [address(id) | record | {"selected": False} for record in content["epochs"]]
+    columns = [*ADDRESS, "epoch", "selected", "lambda_max", "adversarial", "trivial"]
     frame = pd.DataFrame(rows, columns=columns).astype({"selected": bool, "trivial": bool})  # also where there are none
     return frame.assign(adversarial=100 * frame["adversarial"])
 
 
-def curvature_files(study: Study, table: Table) -> list[tuple[RunId, dict]]:
-    """What has been measured of the table's runs."""
-    paths = [(id, study.run(id).folder / "curvature.json") for id in table.curvature_ids]
-    return [(id, read_json(path)) for id, path in paths if path.exists()]
+def existing(study: Study, ids: list[RunId], file: str, read: Callable[[Path], dict]) -> dict[RunId, dict]:
+    """The content of that file of each run which has it."""
+    paths = ((id, study.run(id).folder / file) for id in ids)
+    return {id: read(path) for id, path in paths if path.exists()}
 
 
 def spectrum(study: Study, name: str) -> Figure:
@@ -239,7 +237,9 @@ def spectrum(study: Study, name: str) -> Figure:
     table = study.file.tables[name]
     looks = appearance(table.defenses)
     figure, axes = panels(1, len(table.epsilons), 3, sharex=True, sharey=True)
-    found = [(id, file["spectrum"]) for id, file in curvature_files(study, table) if id.seed == table.seeds[0]]
+    first_seed = [id for id in table.curvature_ids if id.seed == table.seeds[0]]
+    measurements = existing(study, first_seed, "curvature.json", read_json)
+    found = [(id, content["spectrum"]) for id, content in measurements.items()]
     nodes = np.concatenate([spectrum["nodes"] for _, spectrum in found] or [[0, 1]])
     kernel = max(np.ptp(nodes), 1e-12) / 100
     t = np.linspace(nodes.min() - 4 * kernel, nodes.max() + 4 * kernel, 2000)
@@ -282,8 +282,7 @@ def landscape(study: Study, name: str, plane: str) -> Figure:
 
 def draw_planes(part: SubFigure, study: Study, ids: list[RunId], plane: str) -> None:
     """Surfaces above contours, a column a run, in one scale; a run without data keeps its place, empty."""
-    paths = {id: study.run(id).folder / "landscape.npz" for id in ids}
-    files = {id: read_arrays(path) for id, path in paths.items() if path.exists()}
+    files = existing(study, ids, "landscape.npz", read_arrays)
     data = {id: file for id, file in files.items() if f"{plane}_loss" in file}
     losses = np.stack([file[f"{plane}_loss"] for file in data.values()] or [np.array([[0.0, 1.0]])])
     high = min(losses.max(), 2 * np.quantile(losses, 0.95))

@@ -8,7 +8,8 @@ from typing import NamedTuple
 class Kind(NamedTuple):
     """A kind of figure. ``ids``: the field of a table that lists the runs in it; ``file``: what it needs of each.
 
-    ``alt`` says what is to be seen to who cannot see it; ``caption`` how to read it.
+    ``alt`` says what is to be seen to who cannot see it; ``caption`` how to read it. ``on_request``: drawn only where
+    it is asked for by name.
     """
 
     ids: str
@@ -16,6 +17,7 @@ class Kind(NamedTuple):
     title: str
     alt: str
     caption: str
+    on_request: bool = False
 
 
 SURFACES = "Surfaces above contours of the loss, side by side for each defense, one block an epsilon."
@@ -100,6 +102,7 @@ FIGURES = {
         "Loss landscape: random directions, attacked anew",
         SURFACES,
         f"As the first, with new adversarial examples at every point. {READING}",
+        on_request=True,
     ),
 }
 """In the order in which a report shows them."""

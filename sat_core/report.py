@@ -14,13 +14,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sat_core import figures, tables
-from sat_core.config import ConfigError, Run, Study, Table
+from sat_core.config import PARTS, ConfigError, Run, Study, Table
 from sat_core.files import atomic, read_json
 from sat_core.kinds import FIGURES
 from sat_core.provenance import training_digest
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-TABLES = {"": "Accuracy", "-attacks": "Accuracy after each attack", "-cost": "Cost of training"}
+TABLES = dict(zip(PARTS, ("Accuracy", "Accuracy after each attack", "Cost of training"), strict=True))
 """Suffix of a table's file -> heading."""
 STAGES = {
     "train": ("run_ids", "run.json"),
@@ -103,9 +103,10 @@ def refresh(study: Study) -> list[str]:
     for name, table in study.file.tables.items():
         files = [("run_ids", "run.json"), ("run_ids", "autoattack.json")]
         work = [(f"tables/{name}.html", files, tables.write_table, (study, name))]
-        for kind, (ids, file, *_) in FIGURES.items():
-            if kind != "landscape-reattacked":  # drawn only where it was asked for by name
-                work.append((f"figures/{name}-{kind}.png", [(ids, file)], figures.write_figure, (study, name, kind)))
+        for kind, about in FIGURES.items():
+            if not about.on_request:
+                files = [(about.ids, about.file)]
+                work.append((f"figures/{name}-{kind}.png", files, figures.write_figure, (study, name, kind)))
         for product, files, make, arguments in work:
             sources = [path for ids, file in files for path in needed(study, table, ids, file) if path.exists()]
             path, newest = study.folder / product, max(map(changed, [study.path, *sources]))
@@ -178,5 +179,5 @@ def figure_parts(study: Study, name: str, table: Table) -> Iterator[tuple[str, A
             content = path.read_bytes()
             size = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
             yield kind, about, base64.b64encode(content).decode(), size
-        elif getattr(table, about.ids) and kind != "landscape-reattacked":
+        elif getattr(table, about.ids) and not about.on_request:
             yield kind, about, "", (0, 0)

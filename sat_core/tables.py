@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from sat_core.config import Run, Study, Table, read_yaml
+from sat_core.config import PARTS, Run, RunId, Study, Table, read_yaml
 from sat_core.files import atomic, read_json, verify
 from sat_core.render import MISSING, TRIVIAL, Cell, Sheet, as_html, latex, markdown
 from sat_core.trivial import is_trivial
@@ -103,7 +103,7 @@ def histories(study: Study, table: Table) -> pd.DataFrame:
     return pd.concat(frames) if frames else pd.DataFrame()
 
 
-def address(run: Run) -> dict[str, Any]:
+def address(run: Run | RunId) -> dict[str, Any]:
     """The columns that tell the runs of a table apart."""
     return {"model": run.model, "defense": run.defense, "epsilon": run.epsilon.text, "seed": run.seed}
 
@@ -182,11 +182,8 @@ def sheets(study: Study, name: str) -> dict[str, Sheet]:
     table = study.file.tables[name]
     rows = results(study, table)
     data = accuracy_cells(table, rows)
-    return {
-        name: main_sheet(table, data, rows),
-        f"{name}-attacks": attacks_sheet(table, data, rows),
-        f"{name}-cost": cost_sheet(table, costs(study, table)),
-    }
+    made = main_sheet(table, data, rows), attacks_sheet(table, data, rows), cost_sheet(table, costs(study, table))
+    return {f"{name}{part}": sheet for part, sheet in zip(PARTS, made, strict=True)}
 
 
 def main_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:

@@ -14,7 +14,7 @@ from snakemake.settings.types import DeploymentMethod
 
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
-from sat_core.config import ConfigError, Study
+from sat_core.config import PARTS, ConfigError, Study
 from sat_core.kinds import FIGURES
 from sat_core.provenance import data_digest, evaluation_digest, fingerprint, training_digest
 
@@ -83,7 +83,6 @@ MAX_MINUTES = site("max_minutes", sys.maxsize)
 MAX_MEM_MB = site("max_mem_mb", sys.maxsize)
 RESULTS = str(STUDY.folder)
 RUN = f"{RESULTS}/runs/{{run}}"
-PARTS = ("", "-attacks", "-cost")  # what the name of a table's files goes on with
 
 
 wildcard_constraints:
@@ -215,9 +214,15 @@ def figure_caption(wildcards):
     return FIGURES[wildcards.kind].caption
 
 
+def digest_of(name):
+    """Of a file of sat_core that is no source, so that no fingerprint holds it."""
+    from sat_core.files import checksum
+
+    return checksum(Path(workflow.basedir).parent / "sat_core" / name)
+
+
 def report_digest(wildcards):
-    template = (Path(workflow.basedir).parent / "sat_core/report.html.jinja").read_bytes()
-    return [STUDY.file.model_dump_json(), fingerprint("report"), hashlib.sha256(template).hexdigest()]
+    return [STUDY.file.model_dump_json(), fingerprint("report"), digest_of("report.html.jinja")]
 
 
 def report_of_what_there_is():
@@ -227,8 +232,7 @@ def report_of_what_there_is():
 
 
 def table_digest(wildcards):
-    published = hashlib.sha256((Path(workflow.basedir).parent / "sat_core/paper.yaml").read_bytes()).hexdigest()
-    return [STUDY.file.tables[wildcards.table].model_dump_json(), fingerprint("tables"), published]
+    return [STUDY.file.tables[wildcards.table].model_dump_json(), fingerprint("tables"), digest_of("paper.yaml")]
 
 
 def figure_digest(wildcards):
@@ -250,7 +254,7 @@ def figures():
         f"{RESULTS}/figures/{name}-{kind}.png"
         for name in STUDY.file.tables
         for kind, about in FIGURES.items()
-        if drawn_from(name, about) and kind != "landscape-reattacked"
+        if drawn_from(name, about) and not about.on_request
     ]
 
 
@@ -258,7 +262,6 @@ def figures():
 # signatures of these functions: together a sixth of the time. Once jobs run, `onstart` lets the collector work again.
 gc.disable()
 for function in (
-    run_of,
     dataset_record,
     run_digest,
     judged_digest,
