@@ -91,19 +91,28 @@ def parametric_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _norm_squared(module: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
-    """|d loss_i / d parameters|^2 of one layer for each sample i, from its input and its output's gradient."""
+    """|d loss_i / d parameters|^2 of one layer for each sample i, from its input and its output's gradient.
+
+    In bfloat16 training products are of bfloat16, sums of float32: within 0.2 % of float32's.
+    """
+    if isinstance(module, nn.Conv2d):
+        patches = F.unfold(x.to(delta.dtype), module.kernel_size, module.dilation, module.padding, module.stride)
+        delta = delta.flatten(2)
+        bias = 0 if module.bias is None else _wide(delta).sum(dim=2).square().sum(dim=1)
+        if patches.shape[2] ** 2 < patches.shape[1] * delta.shape[1]:
+            return (_wide(patches.mT @ patches) * _wide(delta.mT @ delta)).sum(dim=(1, 2)) + bias
+        return _wide(delta @ patches.mT).square().sum(dim=(1, 2)) + bias
+    x, delta = _wide(x), _wide(delta)
     if isinstance(module, nn.BatchNorm2d):
         scale = (module.running_var + module.eps).rsqrt()[:, None, None]
         normal = (x - module.running_mean[:, None, None]) * scale
         return (delta * normal).sum(dim=(2, 3)).square().sum(dim=1) + delta.sum(dim=(2, 3)).square().sum(dim=1)
-    if isinstance(module, nn.Linear):
-        return delta.square().sum(dim=1) * (x.square().sum(dim=1) + (module.bias is not None))
-    patches = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
-    delta = delta.flatten(2)
-    bias = 0 if module.bias is None else delta.sum(dim=2).square().sum(dim=1)
-    if patches.shape[2] ** 2 < patches.shape[1] * delta.shape[1]:
-        return ((patches.mT @ patches) * (delta.mT @ delta)).sum(dim=(1, 2)) + bias
-    return (delta @ patches.mT).square().sum(dim=(1, 2)) + bias
+    return delta.square().sum(dim=1) * (x.square().sum(dim=1) + (module.bias is not None))
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32, or as they are where that is wider."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class Curriculum(Frozen):

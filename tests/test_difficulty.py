@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call, hessian
 
+from sat_core import models
 from sat_core.audit import difficulties, exact_curvature
+from sat_core.config import Data
 from sat_core.difficulty import (
     Curriculum,
     capture,
@@ -112,6 +114,22 @@ def test_gradient_norms_are_those_of_each_sample_alone():
     for i in range(len(x)):
         gradients = torch.autograd.grad(F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]), list(model.parameters()))
         assert ours[i].item() == pytest.approx(sum(g.square().sum().item() for g in gradients), rel=1e-9)
+
+
+def test_gradient_norms_in_bfloat16_are_those_of_float32():
+    norms = {}
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        model = models.build(
+            "preactresnet18", Data(source="folder", image=(3, 32, 32), classes=10, mean=[0.0] * 3, std=[1.0] * 3)
+        ).eval()
+        models.compute_in(precision, model)
+        x, y = torch.rand(4, 3, 32, 32), torch.arange(4)
+        with capture(*parametric_layers(model), deltas=True) as seen:
+            torch.autograd.grad(F.cross_entropy(model(x.requires_grad_()), y, reduction="sum"), x)
+        norms[precision] = seen.gradient_norm_squared()
+        assert norms[precision].dtype == torch.float32
+    assert torch.allclose(norms["bfloat16"], norms["float32"], rtol=0.05)
 
 
 def test_gauss_newton_curvature_is_a_rayleigh_quotient_of_its_matrix_for_two_classes():
