@@ -502,9 +502,8 @@ class Study:
             near = difflib.get_close_matches(id.path, self.run_ids, n=1, cutoff=0)
             raise ConfigError(f"{self.path} has no run '{id.path}'; the nearest it has is '{near[0]}'")
         variant = self.file.variants.get(id.defense, Variant(defense=id.defense))
-        defenses = {file.stem for file in DEFENSES.glob("[!_]*.py")}
-        if variant.defense not in defenses:
-            raise ConfigError(f"{self.path}: {unknown('defense', variant.defense, defenses)}")
+        if variant.defense not in defense_names():
+            raise ConfigError(f"{self.path}: {unknown('defense', variant.defense, defense_names())}")
         base = self.dataset_file(id.dataset)
         merged = base.model_dump(exclude={"overrides"})
         for override in [*base.overrides, *self.file.overrides]:
@@ -519,6 +518,12 @@ class Study:
     @property
     def runs(self) -> list[Run]:
         return [self.run(id) for id in self.run_ids.values()]
+
+
+@cache
+def defense_names() -> frozenset[str]:
+    """A defense is one file."""
+    return frozenset(file.stem for file in DEFENSES.glob("[!_]*.py"))
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

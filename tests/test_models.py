@@ -25,11 +25,11 @@ COUNTS = {
     ("resnet34", "imagenette"): 21_289_802,
 }
 FIT = {
-    "digits": {"cnn", "small", "preactresnet18", "wrn-34-10", "densenet121"},
-    "mnist": {"cnn", "small", "preactresnet18", "wrn-34-10", "densenet121"},
-    "cifar10": {"small", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121"},
-    "cifar100": {"small", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121"},
-    "imagenette": {"small", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121", "resnet34"},
+    "digits": {"cnn", "small", "convsmall", "preactresnet18", "wrn-34-10", "densenet121"},
+    "mnist": {"cnn", "small", "convsmall", "preactresnet18", "wrn-34-10", "densenet121"},
+    "cifar10": {"small", "convsmall", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121"},
+    "cifar100": {"small", "convsmall", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121"},
+    "imagenette": {"small", "convsmall", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121", "resnet34"},
 }
 
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from sat_core.config import ConfigError, Data, unknown
-from sat_core.models.cnn import cnn, small
+from sat_core.models.cnn import cnn, convsmall, small
 from sat_core.models.public import densenet121, resnet34, vgg16bn
 from sat_core.models.residual import preactresnet18, wrn_34_10
 
 BUILDERS = {
     "cnn": cnn,
     "small": small,
+    "convsmall": convsmall,
     "preactresnet18": preactresnet18,
     "wrn-34-10": wrn_34_10,
     "vgg16bn": vgg16bn,

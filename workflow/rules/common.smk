@@ -23,8 +23,9 @@ def check_once(study):
     """Check every run; as that builds every network, once is enough for the same runs, code and torch."""
     from sat_core.files import atomic, make_folder
 
-    known = [metadata.version("torch"), fingerprint("plan"), *(training_digest(run) for run in study.runs)]
-    text = hashlib.sha256("\n".join([*known, *(run.model_dump_json() for run in study.runs)]).encode()).hexdigest()
+    code = fingerprint("plan", *sorted({f"defenses.{run.base}" for run in study.runs}))
+    known = [metadata.version("torch"), code, *(run.model_dump_json() for run in study.runs)]
+    text = hashlib.sha256("\n".join(known).encode()).hexdigest()
     record = study.folder / ".checked"
     if not record.exists() or record.read_text() != text:
         from sat_core.plan import check
