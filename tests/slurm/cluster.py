@@ -1,4 +1,7 @@
-"""A private, real SLURM on the loopback interface: munged, slurmctld and one slurmd, all of it in one folder."""
+"""A private, real SLURM on the loopback interface: munged, slurmctld and one slurmd, all of it in one folder.
+
+With ``accounting`` also slurmdbd and its database, as most sites have them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SERVERS = ("munged", "slurmctld", "slurmd")
+ACCOUNTING = ("mariadb-install-db", "mariadbd", "slurmdbd")
 
 SLURM_CONF = """
 ClusterName=private
@@ -51,16 +55,44 @@ PartitionName=main Nodes=node Default=YES MaxTime=1440 PriorityTier=1
 PartitionName=urgent Nodes=node MaxTime=1440 PriorityTier=2
 """
 
+SLURM_CONF_ACCOUNTING = """
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/munge.socket
+AccountingStorageTRES=gres/gpu
+"""
+
+SLURMDBD_CONF = """
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser=root
+PidFile={folder}/slurmdbd.pid
+LogFile={folder}/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={database_port}
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=slurm
+"""
+
 # Two devices that exist everywhere stand for GPUs: SLURM schedules them, and hands out CUDA_VISIBLE_DEVICES.
 GRES_CONF = "NodeName=node Name=gpu Count=2 File=/dev/zero,/dev/null\n"
 
 
-def missing() -> str:
+def missing(accounting: bool = False) -> str:
     """Why no cluster can be started here, or nothing."""
     if os.geteuid() != 0:
         return "a private SLURM needs root"
-    absent = [name for name in (*SERVERS, "sbatch") if not shutil.which(name, path=search_path())]
-    return f"not installed: {', '.join(absent)} (Debian: apt-get install slurm-wlm munge)" if absent else ""
+    needed = {"slurm-wlm munge": (*SERVERS, "sbatch"), "slurmdbd mariadb-server": ACCOUNTING if accounting else ()}
+    for packages, programs in needed.items():
+        if absent := [name for name in programs if not shutil.which(name, path=search_path())]:
+            return f"not installed: {', '.join(absent)} (Debian: apt-get install {packages})"
+    return ""
 
 
 def search_path() -> str:
@@ -71,8 +103,8 @@ def search_path() -> str:
 class Cluster:
     """Started on entry and wholly stopped on exit. ``environment`` is for processes that shall see it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, accounting: bool = False) -> None:
+        self.folder, self.accounting = folder, accounting
         path = os.pathsep.join([str(folder / "bin"), search_path()])
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path}
         self.servers: list[subprocess.Popen] = []
@@ -84,7 +116,7 @@ class Cluster:
         srun = self.folder / "bin/srun"
         srun.write_text(f'#!/bin/sh\nSLURM_CONF={self.folder}/slurm.conf exec {shutil.which("srun")} "$@"\n')
         srun.chmod(0o755)
-        ports = free_ports(2)
+        ports = free_ports(4)
         (self.folder / "slurm.conf").write_text(
             SLURM_CONF.format(
                 host=socket.gethostname().split(".")[0],
@@ -93,6 +125,9 @@ class Cluster:
                 daemon_port=ports[1],
             )
         )
+        if self.accounting:
+            with (self.folder / "slurm.conf").open("a") as file:
+                file.write(SLURM_CONF_ACCOUNTING.format(folder=self.folder, port=ports[2]))
         (self.folder / "gres.conf").write_text(GRES_CONF)
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
@@ -102,6 +137,8 @@ class Cluster:
         try:
             self.start("munged", "--foreground", "--force", *(f"--{k}={self.folder / v}" for k, v in places.items()))
             wait_until((self.folder / "munge.socket").exists, 10, "munged to listen")
+            if self.accounting:
+                self.start_accounting(*ports[2:])
             self.start("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
             self.start("slurmd", "-D", "-f", str(self.folder / "slurm.conf"), "-N", "node")
             wait_until(lambda: self.node_state() == "idle", 30, "the node to be idle")
@@ -109,6 +146,24 @@ class Cluster:
             self.__exit__()
             raise
         return self
+
+    def start_accounting(self, port: int, database_port: int) -> None:
+        """A database of its own, and slurmdbd in front of it, which knows the cluster."""
+        data, setup = self.folder / "database", self.folder / "setup.sql"
+        account = "slurm@'127.0.0.1'"
+        setup.write_text(f"CREATE USER {account} IDENTIFIED BY 'slurm';\nGRANT ALL ON slurm.* TO {account};\n")
+        self("mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-name-resolve")
+        options = {"datadir": data, "socket": self.folder / "database.socket", "pid-file": self.folder / "database.pid"}
+        options |= {"bind-address": "127.0.0.1", "port": database_port, "init-file": setup}
+        settings = (f"--{key}={value}" for key, value in options.items())
+        self.start("mariadbd", "--no-defaults", "--user=root", "--skip-name-resolve", *settings)
+        wait_until(lambda: answers(database_port), 30, "the database to listen")
+        configuration = self.folder / "slurmdbd.conf"
+        configuration.write_text(SLURMDBD_CONF.format(folder=self.folder, port=port, database_port=database_port))
+        configuration.chmod(0o600)
+        self.start("slurmdbd", "-D")
+        wait_until(lambda: answers(port), 60, "slurmdbd to listen")
+        self("sacctmgr", "--immediate", "add", "cluster", "private")
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):
@@ -145,6 +200,13 @@ class Cluster:
     def node_state(self) -> str:
         """Such as ``idle``, ``mixed`` or ``down``; empty while the controller does not answer."""
         return self("sinfo", "--noheader", "--format=%T", "--partition=main", status=None)
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens on this port of the loopback interface."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:

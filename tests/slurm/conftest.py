@@ -25,6 +25,15 @@ def cluster(tmp_path_factory):
         yield started
 
 
+@pytest.fixture
+def accounting_cluster(tmp_path):
+    """Another one, which keeps accounts."""
+    if reason := missing(accounting=True):
+        pytest.skip(reason)
+    with Cluster(tmp_path, accounting=True) as started:
+        yield started
+
+
 class Project:
     """A copy of the project with one study, ``config/study.yaml``, in a folder of its own."""
 

@@ -3,6 +3,8 @@
 import csv
 import shutil
 
+from cluster import wait_until
+
 # `--sdm env-modules` stands for "no conda": no rule names a module.
 QUICK = ("--profile", "slurm", "--sdm", "env-modules", "--slurm-init-seconds-before-status-checks", "5")
 
@@ -47,6 +49,20 @@ def test_a_cluster_without_accounting_is_told_what_to_set(cluster, project, tiny
     said = here.snakemake(*QUICK[:-1], "150", environment=cluster.environment, status=1)
     assert "set `slurm-init-seconds-before-status-checks` in slurm/config.yaml to 100 or less" in said
     assert "Traceback" not in said and not cluster("squeue", "--noheader")
+
+
+def test_a_cluster_with_accounting_is_asked_with_sacct(accounting_cluster, project, tiny_study):
+    here = project(tiny_study)
+    said = here.snakemake(*QUICK, "--slurm-status-command", "sacct", environment=accounting_cluster.environment)
+    assert (here.results / "report.html").exists(), said
+    wait_until(lambda: "RUNNING" not in accounted(accounting_cluster), 30, "the accounts to be written")
+    jobs = [line.split("|") for line in accounted(accounting_cluster).splitlines()]
+    assert jobs and all(state == "COMPLETED" and "gres/gpu=1" in tres for _, state, tres in jobs), jobs
+
+
+def accounted(cluster):
+    """Job, state and what it held, of each job that the database knows."""
+    return cluster("sacct", "--allocations", "--parsable2", "--noheader", "--format=JobID,State,AllocTRES")
 
 
 def test_without_slurm_one_sentence_says_so(project, tiny_study, tmp_path):
