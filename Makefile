@@ -43,7 +43,8 @@ soak: $(READY)  ## kill training and evaluation 100 times, at random; about 10 m
 
 bench: $(READY)  ## time training steps against their floors and torchattacks, and what a curriculum saves; 20 minutes
 	$(UV) run --no-sync --with torchattacks==3.5.1 python benchmarks/steps.py
-	python benchmarks/curriculum.py
+	python benchmarks/layers.py
+	python benchmarks/curriculum.py --threads 1
 
 lint: $(READY)  ## check style, formatting and the workflow
 	ruff check .
