@@ -25,7 +25,7 @@ from sat_core.attacks import cross_entropy, uniform_start
 from sat_core.config import ConfigError, Run
 from sat_core.data import load
 from sat_core.evaluation import trained_model
-from sat_core.files import read_json, write_json
+from sat_core.files import checksum, read_json, write_json
 from sat_core.lanczos import Eigenpairs, spectral_density, top_eigenpairs
 from sat_core.training import choose_device, device_name, predict, training_attack
 from sat_core.trivial import is_trivial
@@ -55,6 +55,7 @@ def curvature(run: Run) -> None:
         "run": run.id.path,
         "epsilon": run.epsilon.text,
         "config": config.model_dump(mode="json"),
+        "weights": checksum(run.folder / "model.safetensors"),
         "parameters": len(objective.theta),
         "selected": {"epoch": read_json(run.folder / "run.json")["best_epoch"] + 1} | selected,
         "epochs": epochs,

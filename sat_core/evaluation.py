@@ -134,7 +134,8 @@ def write_results(run: Run, blocks: list[dict[str, Any]], device: torch.device) 
 def write_examples(run: Run, model: nn.Module, images: Images) -> None:
     """Attack the first test images of two classes with the training PGD, never stopped: ``examples.npz``, to look at.
 
-    ``clean`` and ``perturbed`` float32 (n, C, H, W) in [0, 1]; ``label`` and the predictions on both, int64 (n,).
+    ``clean`` and ``perturbed`` float32 (n, C, H, W) in [0, 1]; ``label`` and the predictions on both, int64 (n,);
+    ``weights``, a checksum of those that were attacked.
     """
     labels = images.labels.tolist()
     first = [labels.index(label) for label in dict.fromkeys(labels)][:EXAMPLES]
@@ -145,7 +146,8 @@ def write_examples(run: Run, model: nn.Module, images: Images) -> None:
     predictions = {"prediction": predict(model, x), "prediction_perturbed": predict(model, perturbed)}
     arrays = {"clean": x, "perturbed": perturbed, "label": y, **predictions}
     with atomic(run.folder / "examples.npz", "wb") as file:
-        np.savez_compressed(file, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
+        weights = checksum(run.folder / "model.safetensors")
+        np.savez_compressed(file, weights=weights, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
 
 
 def trained_model(run: Run, device: torch.device) -> nn.Module:

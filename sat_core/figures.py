@@ -227,9 +227,15 @@ def measured(study: Study, table: Table) -> pd.DataFrame:
 
 
 def existing(study: Study, ids: list[RunId], file: str, read: Callable[[Path], dict]) -> dict[RunId, dict]:
-    """The content of that file of each run which has it."""
-    paths = ((id, study.run(id).folder / file) for id in ids)
-    return {id: read(path) for id, path in paths if path.exists()}
+    """The content of that file of each run which has it, made with the weights that the run has now."""
+    found = {}
+    for id in ids:
+        path, record = study.run(id).folder / file, study.run(id).folder / "run.json"
+        if path.exists() and record.exists():
+            content = read(path)
+            if str(content.get("weights")) == read_json(record)["files"]["model.safetensors"]:
+                found[id] = content
+    return found
 
 
 def spectrum(study: Study, name: str) -> Figure:

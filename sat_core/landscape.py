@@ -20,7 +20,7 @@ from sat_core.attacks import frozen
 from sat_core.config import Run
 from sat_core.curvature import Objective, adversarial, measure, sample
 from sat_core.evaluation import trained_model
-from sat_core.files import atomic
+from sat_core.files import atomic, checksum
 from sat_core.training import choose_device
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ def landscape(run: Run) -> None:
 
     For each plane: ``<plane>_axis`` (m,), ``<plane>_loss`` and ``<plane>_accuracy`` (m, m), where [i, j] is at
     (axis[i], axis[j]); the centre is [m // 2, m // 2]. Beside them the record of :func:`curvature.measure` as scalars,
-    and ``hessian_values`` (2,), the eigenvalues along the axes of that plane. Like curvature, it needs no lock. Raises
-    ConfigError if the run is not trained with its present configuration and code.
+    ``hessian_values`` (2,), the eigenvalues along the axes of that plane, and ``weights``, a checksum. Like curvature,
+    it needs no lock. Raises ConfigError if the run is not trained with its present configuration and code.
     """
     device, config = choose_device(), run.landscape
     torch.set_num_threads(run.resources.threads)
@@ -54,6 +54,7 @@ def landscape(run: Run) -> None:
         surface = reattacked_plane(run, model, x, y, objective, *random)
         planes["reattacked"] = grid(surface, config.random, config.reattack)
     arrays = {f"{plane}_{key}": value for plane, values in planes.items() for key, value in values.items()}
+    record["weights"] = checksum(run.folder / "model.safetensors")
     with atomic(run.folder / "landscape.npz", "wb") as file:
         np.savez_compressed(file, **arrays, **record, hessian_values=top.values)
     log.info("planes %s of %d x %d points", ", ".join(planes), config.points, config.points)

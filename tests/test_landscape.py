@@ -15,6 +15,7 @@ from sat_core import evaluation, figures, training
 from sat_core.__main__ import main
 from sat_core.config import ConfigError, Study
 from sat_core.curvature import Objective, sample
+from sat_core.files import write_json
 from sat_core.kinds import FIGURES
 from sat_core.lanczos import top_eigenpairs
 from sat_core.landscape import ImagePlane, grid, random_directions, weight_plane
@@ -125,12 +126,18 @@ def test_the_centre_is_the_runs_own_loss_and_figures_come_of_what_there_is(study
     for name, kind in (("landscape.npz", "landscape"), ("curvature.json", "curvature")):
         path = run.folder / name
         whole = path.read_bytes()
-        for length in [*random.Random(0).sample(range(len(whole)), 19), len(whole) - 2]:
+        for length in [*random.Random(0).sample(range(len(whole) - 2), 19), len(whole) - 2]:  # the last is a newline
             path.write_bytes(whole[:length])
             with pytest.raises(ConfigError, match="damaged") as told:
                 figures.write_figure(study, "digits", kind)
             assert str(path) in str(told.value)
         path.write_bytes(whole)
+    known = list(figures.existing(study, [run.id], "curvature.json", figures.read_json))
+    record = figures.read_json(run.folder / "run.json")
+    record["files"]["model.safetensors"] = "those of another training"
+    write_json(run.folder / "run.json", record)
+    read = {"curvature.json": figures.read_json, "landscape.npz": figures.read_arrays}
+    assert known == [run.id] and not any(figures.existing(study, [run.id], *file) for file in read.items())
 
 
 def test_figures_of_nothing_are_drawn_all_the_same(study):
