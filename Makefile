@@ -9,7 +9,7 @@ export UV_PYTHON_DOWNLOADS := never
 # Images of Python often forbid it; without compiled files each of some fifty processes compiles 900 modules again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo test cluster soak bench lint format schemas envs faults clean
+.PHONY: help setup demo test cluster soak bench evidence lint format schemas envs faults clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -41,10 +41,16 @@ soak: $(READY)  ## kill training and evaluation 100 times, at random; about 10 m
 	python -m pytest -m slow tests/test_reliability.py
 	python tests/soak.py
 
-bench: $(READY)  ## time training steps against their floors and torchattacks, and what a curriculum saves; 20 minutes
+bench: $(READY)  ## time training steps against their floors and torchattacks, and what a curriculum saves; 30 minutes
 	$(UV) run --no-sync --with torchattacks==3.5.1 python benchmarks/steps.py
 	python benchmarks/layers.py
 	python benchmarks/curriculum.py --threads 1
+	python benchmarks/precision.py
+
+evidence: $(READY)  ## regenerate the studies of docs/evidence and what stands there; 2 hours (needs data/mnist-10k)
+	snakemake --quiet rules --configfile config/demo-evidence.yaml
+	snakemake --quiet rules --configfile config/mnist-10k.yaml
+	python docs/evidence/refresh.py
 
 lint: $(READY)  ## check style, formatting and the workflow
 	ruff check .
