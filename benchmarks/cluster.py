@@ -25,10 +25,10 @@ from cluster import Cluster, missing  # noqa: E402
 INTERVAL = 5
 STUDY = {
     "tables": {
-        "t": {"dataset": "digits", "models": ["cnn"], "defenses": ["madry", "psat", "trades"], "epsilons": [0.2]}
+        "t": {"dataset": "digits", "models": ["cnn"], "defenses": ["madry", "psat"], "epsilons": [0.2]}
     },
     "overrides": [
-        {"set": {"training": {"epochs": 8}, "evaluation": {"images": 100}, "resources": {"runs_per_gpu": 1}}}
+        {"set": {"training": {"epochs": 27}, "evaluation": {"images": 100}, "resources": {"runs_per_gpu": 1}}}
     ],
 }
 
@@ -43,21 +43,20 @@ def main() -> None:
             shutil.copytree(ROOT / part, project / part, ignore=shutil.ignore_patterns("__pycache__"))
         (project / "config/small.yaml").write_text(yaml.safe_dump(STUDY))
         command = ["snakemake", "--profile", "slurm", "--sdm", "env-modules", "--configfile", "config/small.yaml"]
-        command += ["--jobs", "1", "--slurm-init-seconds-before-status-checks", str(INTERVAL), "--quiet"]
+        command += ["--jobs", "1", "--slurm-init-seconds-before-status-checks", str(INTERVAL)]
         began = time.time()
-        subprocess.run(command, cwd=project, env=cluster.environment, check=True, capture_output=True)
+        subprocess.run(command, cwd=project, env=cluster.environment, check=True, stderr=subprocess.DEVNULL)
         wall = time.time() - began
         lines = cluster("squeue", "--states=all", "--noheader", "--format=%S|%e|%k").splitlines()
         own = {}
-        for path in (project / "results/small/benchmarks").rglob("*.tsv"):
-            rule, run = path.relative_to(project / "results/small/benchmarks").with_suffix("").as_posix().split("/", 1)
-            own[rule, run] = pd.read_csv(path, sep="\t")["s"].sum()
+        for path in (project / "results/small/benchmarks").rglob("seed0.tsv"):
+            own[path.relative_to(project)] = pd.read_csv(path, sep="\t")["s"].sum()
     rows = pd.DataFrame([line.split("|") for line in lines], columns=["start", "end", "rule"])
     rows[["start", "end"]] = rows[["start", "end"]].apply(pd.to_datetime)
     rows = rows.sort_values("start", ignore_index=True)
     elapsed = (rows["end"] - rows["start"]).dt.total_seconds()
     between = (rows["start"] - rows["end"].shift()).dt.total_seconds().dropna()
-    jobs = sum(seconds for (rule, _), seconds in own.items() if rule in ("train", "evaluate"))
+    jobs = sum(own.values())
     print(f"{len(rows)} allocations, {len(own)} jobs timed, status checked every {INTERVAL} s, wall {wall:.1f} s")
     print(f"elapsed in allocations {elapsed.sum():.0f} s, of it the jobs' own {jobs:.1f} s")
     print(f"overhead inside an allocation: {(elapsed.sum() - jobs) / len(rows):.1f} s")
