@@ -24,9 +24,7 @@ from cluster import Cluster, missing  # noqa: E402
 
 INTERVAL = 5
 STUDY = {
-    "tables": {
-        "t": {"dataset": "digits", "models": ["cnn"], "defenses": ["madry", "psat"], "epsilons": [0.2]}
-    },
+    "tables": {"t": {"dataset": "digits", "models": ["cnn"], "defenses": ["madry", "psat"], "epsilons": [0.2]}},
     "overrides": [
         {"set": {"training": {"epochs": 27}, "evaluation": {"images": 100}, "resources": {"runs_per_gpu": 1}}}
     ],
