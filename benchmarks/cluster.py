@@ -1,26 +1,24 @@
 """What SLURM and Snakemake add to the jobs' own time: a small study on a private cluster, one job after the other.
 
 Needs root, slurm-wlm and munge, as tests/slurm do. An allocation's overhead is its elapsed time less the time of what
-ran in it, and the time from the end of the one before to its start, of which up to one interval is Snakemake's wait
-between looking at the queue.
+ran in it, and the time from the end of the one before to its start, most of which is Snakemake's wait between two
+looks at the queue.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests/slurm"))
 
 from cluster import Cluster, missing  # noqa: E402
+from conftest import Project  # noqa: E402
 
 INTERVAL = 5
 STUDY = {
@@ -36,25 +34,20 @@ def main() -> None:
     if reason := missing():
         sys.exit(reason)
     with tempfile.TemporaryDirectory() as name, Cluster(Path(name)) as cluster:
-        project = Path(name) / "project"
-        for part in ("sat_core", "workflow", "config", "profiles", "slurm", "envs"):
-            shutil.copytree(ROOT / part, project / part, ignore=shutil.ignore_patterns("__pycache__"))
-        (project / "config/small.yaml").write_text(yaml.safe_dump(STUDY))
-        command = ["snakemake", "--profile", "slurm", "--sdm", "env-modules", "--configfile", "config/small.yaml"]
-        command += ["--jobs", "1", "--slurm-init-seconds-before-status-checks", str(INTERVAL)]
+        project = Project(Path(name) / "project", STUDY)
+        options = ["--profile", "slurm", "--sdm", "env-modules", "--jobs", "1"]
+        options += ["--slurm-init-seconds-before-status-checks", str(INTERVAL)]
         began = time.time()
-        subprocess.run(command, cwd=project, env=cluster.environment, check=True, stderr=subprocess.DEVNULL)
+        project.snakemake(*options, environment=cluster.environment)
         wall = time.time() - began
         lines = cluster("squeue", "--states=all", "--noheader", "--format=%S|%e|%k").splitlines()
-        own = {}
-        for path in (project / "results/small/benchmarks").rglob("seed0.tsv"):
-            own[path.relative_to(project)] = pd.read_csv(path, sep="\t")["s"].sum()
+        own = [pd.read_csv(path, sep="\t")["s"].sum() for path in (project.results / "benchmarks").rglob("seed0.tsv")]
     rows = pd.DataFrame([line.split("|") for line in lines], columns=["start", "end", "rule"])
     rows[["start", "end"]] = rows[["start", "end"]].apply(pd.to_datetime)
     rows = rows.sort_values("start", ignore_index=True)
     elapsed = (rows["end"] - rows["start"]).dt.total_seconds()
     between = (rows["start"] - rows["end"].shift()).dt.total_seconds().dropna()
-    jobs = sum(own.values())
+    jobs = sum(own)
     print(f"{len(rows)} allocations, {len(own)} jobs timed, status checked every {INTERVAL} s, wall {wall:.1f} s")
     print(f"elapsed in allocations {elapsed.sum():.0f} s, of it the jobs' own {jobs:.1f} s")
     print(f"overhead inside an allocation: {(elapsed.sum() - jobs) / len(rows):.1f} s")
