@@ -1,9 +1,9 @@
 """Training steps against their floors and against other people's loops: `make bench`.
 
-Everything that is compared runs in turn, round after round, in one process; the ratios are medians over the rounds of
-the ratio within a round, which a machine that slows down for a while does not change. Images are noise (a step of
-these defenses costs the same on any images while none stops), read through the image-folder dataset; the peers get
-the same network, batch, steps and labels.
+Everything that is compared runs in turn, round after round; the ratios are medians over the rounds of the ratio within
+a round, which a machine that slows down for a while does not change. Images are noise (a step of these defenses costs
+the same on any images while none stops), read through the image-folder dataset; the peers get the same network, batch,
+steps and labels, and a process each, as their users run them: what ours sets in its process is not theirs.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import multiprocessing
 import platform
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ from torch import Tensor, nn
 from sat_core.attacks import frozen
 from sat_core.config import Study
 from sat_core.models.cnn import FoldingConv2d
-from sat_core.training import Trainer, choose_device
+from sat_core.training import Trainer
 
 SHAPES = {"cnn": (1, 28, 28), "preactresnet18": (3, 32, 32)}
 EPSILON = 0.1
@@ -40,6 +42,7 @@ NEVER = {"curriculum": {"kind": "steps", "epochs": [0], "stop": 0.999999}}
 """The rule is asked, which at 1 it is not, and stops nothing (H-SAT's: one in a hundred, which sets its scale)."""
 OPTIONS = {"psat": NEVER, "hsat": NEVER, "trades": {"beta": 1}, "dynamic": {"horizon": 1}}
 DEFENSES = ("madry", "trades", "dynamic", "cat", "psat", "hsat")
+PEERS = ("torchattacks", "plain loop", "plain loop, weights too")
 
 
 def make_trainers(folder: Path, model: str, precision: str, batch: int, steps: int) -> dict[str, Trainer]:
@@ -65,7 +68,7 @@ def make_trainers(folder: Path, model: str, precision: str, batch: int, steps: i
     study = Study(folder / "bench.yaml")
     found = {}
     for name in DEFENSES:
-        found[name] = Trainer(study.run(f"noise/{model}/{name}/eps{EPSILON}/seed0"), choose_device())
+        found[name] = Trainer(study.run(f"noise/{model}/{name}/eps{EPSILON}/seed0"))
         found[name].epoch = 1 if name == "dynamic" else 0  # its limit is 0 from its horizon on
     return found
 
@@ -119,13 +122,54 @@ def plain_attack(model: nn.Module, steps: int, through_weights: bool) -> Callabl
     return attack
 
 
-def floor_parts(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
-    """What no step can do without: an input gradient, a forward pass, a forward and backward pass."""
+def peer_attack(title: str, model: nn.Module, steps: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The attack of one of PEERS."""
+    if title == "torchattacks":
+        import torchattacks
 
-    def input_gradient() -> None:
+        return torchattacks.PGD(model, eps=EPSILON, alpha=EPSILON / 4, steps=steps)
+    return plain_attack(model, steps, through_weights="weights too" in title)
+
+
+def peer(title: str, model: nn.Module, x: Tensor, y: Tensor, steps: int, threads: int) -> Callable[[], None]:
+    """The training step of one of PEERS, in the process that it is called in."""
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device)
+    return peer_step(model, peer_attack(title, model, steps), x.to(device), y.to(device))
+
+
+def serve(pipe: Connection, make: Callable[..., Callable[[], object]], given: tuple) -> None:
+    """The life of a process: make a step, then take it whenever asked to and say when it is done."""
+    step = make(*given)
+    while pipe.recv():
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        pipe.send(True)
+
+
+@contextlib.contextmanager
+def processes(makers: dict[str, tuple[Callable[..., Callable], tuple]]) -> Iterator[dict[str, Callable[[], object]]]:
+    """For each title, (what makes a step, its arguments), a function that has a process of its own take the step."""
+    spawn = multiprocessing.get_context("spawn")
+    pipes = {}
+    for title, (make, given) in makers.items():
+        pipes[title], there = spawn.Pipe()
+        spawn.Process(target=serve, args=(there, make, given), daemon=True).start()
+    yield {title: lambda pipe=pipe: (pipe.send(True), pipe.recv()) for title, pipe in pipes.items()}
+    for pipe in pipes.values():
+        pipe.send(False)
+
+
+def floor_parts(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Callable[[], object]]:
+    """What no step can do without: input gradients, a forward pass, a forward and backward pass."""
+
+    def input_gradients() -> None:
         with frozen(model):
-            leaf = x.detach().requires_grad_()
-            torch.autograd.grad(F.cross_entropy(model(leaf), y), leaf)
+            for _ in range(steps):
+                leaf = x.detach().requires_grad_()
+                torch.autograd.grad(F.cross_entropy(model(leaf), y), leaf)
 
     def forward() -> None:
         with torch.no_grad(), frozen(model):
@@ -136,12 +180,12 @@ def floor_parts(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[]
         model.zero_grad()
         F.cross_entropy(model(x), y).backward()
 
-    return {"input gradient": input_gradient, "forward": forward, "forward-backward": forward_backward}
+    return {"input gradients": input_gradients, "forward": forward, "forward-backward": forward_backward}
 
 
-def floor_of(defense: str, part: pd.DataFrame, steps: int) -> pd.Series:
+def floor_of(defense: str, part: pd.DataFrame) -> pd.Series:
     """The floor of a defense's step in each round, in seconds, from the parts measured in that round."""
-    base = steps * part["input gradient"] + part["forward-backward"]
+    base = part["input gradients"] + part["forward-backward"]
     if defense == "trades":  # the clean prediction to move away from, and a second image in the outer loss
         return base + part["forward"] + part["forward-backward"]
     return base + part["forward"] if defense == "cat" else base  # CAT asks whether x' fooled the network
@@ -163,29 +207,23 @@ def measure(actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 def compare(model: str, precision: str, batch: int, steps: int, rounds: int, only: list[str]) -> pd.DataFrame:
     """The table for one network: seconds, ratio to the own floor and to our Madry step."""
-    import torchattacks
-
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         trainers = make_trainers(Path(name), model, precision, batch, steps)
         ours = trainers["madry"]
         index, x, y = next(ours.train_images.batches(torch.arange(len(ours.train_images)), batch))
-        others = {title: plain(ours.model) for title in ("torchattacks", "plain loop", "plain loop, weights too")}
-        pgd = torchattacks.PGD(others["torchattacks"], eps=EPSILON, alpha=EPSILON / 4, steps=steps)
-        attacks = {
-            "torchattacks": pgd,
-            "plain loop": plain_attack(others["plain loop"], steps, False),
-            "plain loop, weights too": plain_attack(others["plain loop, weights too"], steps, True),
-        }
         actions = {name: lambda t=trainer: t.step(index, x, y) for name, trainer in trainers.items()}
-        actions |= {name: peer_step(others[name], attack, x, y) for name, attack in attacks.items()}
         actions = {name: action for name, action in actions.items() if not only or name in only}
-        parts = floor_parts(copy.deepcopy(ours.model), x, y)
-        times = measure(parts | actions, rounds)
+        parts = floor_parts(copy.deepcopy(ours.model), x, y, steps)
+        titles = [title for title in PEERS if not only or title in only]
+        network, threads = plain(ours.model).cpu(), torch.get_num_threads()
+        makers = {title: (peer, (title, network, x.cpu(), y.cpu(), steps, threads)) for title in titles}
+        with processes(makers) as others:
+            times = measure(parts | actions | others, rounds)
     per_round = pd.DataFrame(times)
     rows = []
-    for title in actions:
+    for title in [*actions, *titles]:
         mine = title in DEFENSES
-        floor = floor_of(title, per_round, steps) if mine else None
+        floor = floor_of(title, per_round) if mine else None
         rows.append(
             {
                 "model": model,
@@ -221,7 +259,7 @@ def one(title: str, model: str, precision: str, batch: int) -> float:
             trainer.step(index, x, y)
         else:
             network = plain(trainer.model)
-            peer_step(network, plain_attack(network, 2, False), x, y)()
+            peer_step(network, peer_attack(title, network, 2), x, y)()
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text()  # getrusage would tell the parent's peak, if that is larger

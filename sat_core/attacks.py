@@ -81,43 +81,39 @@ class PGD:
         (N, 1, 1, 1). Parameters are frozen meanwhile; the model comes back as it was: modes, buffers, ``.grad``.
         """
         epsilon = self.epsilon if epsilon is None else epsilon
-        low, high = (x - epsilon).clamp_(min=0), (x + epsilon).clamp_(max=1)
-        size = torch.as_tensor(self.step_size if step_size is None else step_size, device=x.device).expand(
-            len(x), 1, 1, 1
-        )
-        current = start.detach()
-        previous, result = current, current.clone()
-        taken = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        size = self.step_size if step_size is None else step_size
+        bounds = torch.stack([(x - epsilon).clamp_(min=0), (x + epsilon).clamp_(max=1)])
+        previous = current = start.detach()
+        result = current.clone()
         rows = torch.arange(len(x), device=x.device)
+        taken = torch.zeros_like(rows)
         go, moving = torch.ones_like(rows, dtype=torch.bool), len(x)
         leaving = self.batchnorm == "eval"  # in train mode every sample's logits depend on the whole batch
-        with frozen(model, self.batchnorm):
+        with frozen(model, self.batchnorm), torch.enable_grad():
             for step in range(self.steps):
-                with torch.enable_grad():
-                    current = current.detach().requires_grad_()
-                    logits = model(current)
-                    iterate = Iterate(current, logits, loss(logits, rows), rows, step)
-                    current = current.detach()
-                    if keep_going is not None:
-                        went, go = go, go & keep_going(iterate)
-                        moving = int(go.sum())  # the one thing a GPU's queue has to be waited for
-                        if keep_last_allowed:
-                            stops = went & ~go
-                            current = torch.where(stops[:, None, None, None], previous, current)
-                            taken[rows[stops]] -= int(step > 0)
-                    if not moving:
-                        break
-                    direction = iterate.gradient.sign()
+                leaf = current.detach().requires_grad_()
+                logits = model(leaf)
+                iterate = Iterate(leaf, logits, loss(logits, rows), rows, step)
+                if keep_going is not None:
+                    went, go = go, go & keep_going(iterate)
+                    moving = int(go.sum())  # the one thing a GPU's queue has to be waited for
+                    if keep_last_allowed:
+                        stops = went & ~go
+                        current = torch.where(stops[:, None, None, None], previous, current)
+                        taken.index_add_(0, rows, stops.long(), alpha=-int(step > 0))
+                if not moving:
+                    break
+                moved = (current + size * iterate.gradient.sign()).clamp_(*bounds)
                 if leaving and moving < len(rows):
-                    stay, move = (~go).nonzero().squeeze(1), go.nonzero().squeeze(1)
-                    result[rows[stay]] = current[stay]
-                    current, direction, rows, low, high, size, go = (
-                        t.index_select(0, move) for t in (current, direction, rows, low, high, size, go)
-                    )
-                moved = (current + size * direction).clamp_(low, high)
+                    result.index_copy_(0, rows, current)
+                    move = go.nonzero().squeeze(1)
+                    current, moved, rows, go = (t.index_select(0, move) for t in (current, moved, rows, go))
+                    bounds = bounds.index_select(1, move)
+                    if isinstance(size, Tensor):
+                        size = size.index_select(0, move)
                 previous, current = current, moved if leaving else torch.where(go[:, None, None, None], moved, current)
-                taken[rows] += go
-        result[rows] = current
+                taken.index_add_(0, rows, go.long())
+        result.index_copy_(0, rows, current)
         return Perturbation(result, taken)
 
 

@@ -26,7 +26,7 @@ from sat_core.difficulty import (
 from sat_core.evaluation import trained_model
 from sat_core.files import atomic, write_json
 from sat_core.lanczos import batched_top_eigenvalues
-from sat_core.training import choose_device, training_attack
+from sat_core.training import take_device, training_attack
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -46,8 +46,7 @@ def audit(run: Run, samples: int = SAMPLES) -> None:
     a sample and iterate), ``audit.json`` (Spearman's rank correlation of each psi with the exact value; quantiles of
     exact / classifier, which is at least 1 up to rounding) and ``audit.png`` in the run's folder.
     """
-    device = choose_device()
-    torch.set_num_threads(run.resources.threads)
+    device = take_device(run)
     model = trained_model(run, device)
     (images,) = load(run, "validation")
     x, y = (t.to(device) for t in images.batch(slice(samples)))

@@ -162,6 +162,7 @@ class Training(Frozen):
     precision: Literal["float32", "bfloat16", "tf32"] = Field(
         "float32", description="of the layers in training and its attacks; evaluation is always in float32"
     )
+    compile: bool = Field(False, description="torch.compile the network in training; with CUDA graphs on GPUs")
     select: Literal["best", "last"] = Field("best", description="the epoch to evaluate; best: by validation")
     snapshots: Natural = Field(0, description="keep the weights of every so many epochs, for curvature; 0: never")
 

@@ -27,7 +27,7 @@ from sat_core.data import load
 from sat_core.evaluation import trained_model
 from sat_core.files import checksum, read_json, write_json
 from sat_core.lanczos import Eigenpairs, spectral_density, top_eigenpairs
-from sat_core.training import choose_device, device_name, predict, training_attack
+from sat_core.training import device_name, predict, take_device, training_attack
 from sat_core.trivial import is_trivial
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,7 @@ def curvature(run: Run) -> None:
     The run's folder is not locked: this may go on beside its evaluation and landscape, and the file appears whole.
     Raises ConfigError if the run is not trained with its present configuration and code, or lacks a snapshot.
     """
-    began, device, config = time.perf_counter(), choose_device(), run.curvature
-    torch.set_num_threads(run.resources.threads)
+    began, device, config = time.perf_counter(), take_device(run), run.curvature
     model = trained_model(run, device)
     x, y = sample(run, device)
     selected, objective, _ = measure(run, model, x, y)

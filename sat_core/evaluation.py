@@ -21,7 +21,7 @@ from sat_core.config import ConfigError, Run
 from sat_core.data import Images, load
 from sat_core.files import atomic, checksum, read_json, sole_writer, verify, write_json
 from sat_core.provenance import evaluation_digest, training_digest
-from sat_core.training import choose_device, device_name, predict, training_attack
+from sat_core.training import device_name, predict, take_device, training_attack
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,7 @@ def evaluate(run: Run, shard: tuple[int, int] | None = None) -> None:
     ``broken_by`` names the attack that broke an image, ``clean`` if it was misclassified to begin with, and is empty
     for a robust one.
     """
-    device = choose_device()
-    torch.set_num_threads(run.resources.threads)
+    device = take_device(run)
     work = "evaluate" if shard is None else f"evaluate-{shard[0]}-of-{shard[1]}"
     with sole_writer(run.folder, work):
         model = trained_model(run, device)

@@ -21,7 +21,7 @@ from sat_core.config import Run
 from sat_core.curvature import Objective, adversarial, measure, sample
 from sat_core.evaluation import trained_model
 from sat_core.files import atomic, checksum
-from sat_core.training import choose_device
+from sat_core.training import take_device
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,7 @@ def landscape(run: Run) -> None:
     ``hessian_values`` (2,), the eigenvalues along the axes of that plane, and ``weights``, a checksum. Like curvature,
     it needs no lock. Raises ConfigError if the run is not trained with its present configuration and code.
     """
-    device, config = choose_device(), run.landscape
-    torch.set_num_threads(run.resources.threads)
+    device, config = take_device(run), run.landscape
     model = trained_model(run, device)
     x, y = sample(run, device)
     record, objective, top = measure(run, model, x, y, count=2)

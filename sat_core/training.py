@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import ctypes
 import logging
 import resource
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from sat_core.provenance import environment, training_digest
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
 
 
 def train(run: Run) -> None:
@@ -43,7 +46,7 @@ def train(run: Run) -> None:
             return
         for litter in run.folder.glob(f".{path.name}.*.tmp"):  # of a process that was killed while writing
             litter.unlink()
-        trainer = Trainer(run, choose_device())
+        trainer = Trainer(run)
         if (state := checkpoint.load_checkpoint(path, digest)) is not None:
             trainer.load_state_dict(state)
         saved = time.monotonic()
@@ -64,7 +67,7 @@ def train(run: Run) -> None:
         trainer.write_results(run.folder, digest)
 
 
-@contextmanager
+@contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
     """Collect SIGTERM, SIGINT and SIGUSR1 (SLURM's warning) in a list, instead of dying of them."""
     received: list[int] = []
@@ -97,9 +100,19 @@ def is_complete(folder: Path, digest: str) -> bool:
         return False
 
 
-def choose_device() -> torch.device:
-    """The first GPU if there is one that this process may see, else the CPU."""
+def take_device(run: Run) -> torch.device:
+    """Make this process ready to compute for ``run``: the first GPU that it may see, else the run's CPU threads."""
+    torch.set_num_threads(run.resources.threads)
+    keep_freed_memory()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what tensors free for the next ones: a call costs the CPU less than fresh pages do."""
+    with contextlib.suppress(OSError, AttributeError):  # one other than glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
 def training_attack(run: Run) -> PGD:
@@ -114,23 +127,25 @@ class Trainer:
     PLAIN = ("epoch", "step_count", "order", "sums", "seconds", "history", "best", "defense_state")
     MODULES = ("model", "optimizer")
 
-    def __init__(self, run: Run, device: torch.device) -> None:
-        self.run, self.device = run, device
-        torch.set_num_threads(run.resources.threads)
-        self.train_images, self.validation_images = (part.to(device) for part in load(run, "train", "validation"))
+    def __init__(self, run: Run, device: torch.device | None = None) -> None:
+        usual = take_device(run)
+        self.run, self.device = run, device or usual
+        self.train_images, self.validation_images = (part.to(self.device) for part in load(run, "train", "validation"))
         self.attack = training_attack(run)
         self.defense = defenses.build(run.base, run.options, run.training)
         checkpoint.seed_everything(run.seed)
-        self.model = models.build(run.model, run.data).to(device)
+        self.model = models.build(run.model, run.data).to(self.device)
         models.compute_in(run.training.precision, self.model)
-        self.defense_state = self.defense.initial_state(len(self.train_images), device)
+        if run.training.compile:
+            models.compile_in_place(self.model)
+        self.defense_state = self.defense.initial_state(len(self.train_images), self.device)
         config = run.training
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=True
         )
         self.epoch = self.step_count = 0
         self.order: Tensor | None = None
-        self.sums = torch.zeros(3, device=device)
+        self.sums = torch.zeros(3, device=self.device)
         self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"score": (-1.0, -1.0), "epoch": -1, "weights": {}}

@@ -1,5 +1,10 @@
 """Networks: the public parameter counts, and one step of every pair that fits."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -137,3 +142,49 @@ def test_layers_of_four_axes_lie_channels_last():
     for name, data in (("cnn", SHAPES["mnist"]), ("preactresnet18", SHAPES["cifar10"])):
         model = models.build(name, data)
         assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4)
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_a_compiled_network_trains_as_it_is_written(write_study, compiler):
+    """In a process of its own, since compilation changes settings of the process; shapes change as samples stop."""
+    from studies import TINY
+
+    if compiler and not shutil.which("g++"):
+        pytest.skip("there is no g++")
+    code = """
+import sys
+import torch
+from sat_core.config import Study
+from sat_core.training import Trainer
+
+found = []
+for path in sys.argv[1:]:
+    trainer = Trainer(Study(path).run("digits/cnn/psat/eps0.3/seed0"), torch.device("cpu"))
+    steps = trainer.steps()
+    for _ in range(3):
+        next(steps)
+    found.append((trainer.model.state_dict(), trainer.sums))
+assert list(found[0][0]) == list(found[1][0])
+assert all(torch.allclose(found[0][0][k], found[1][0][k], atol=1e-5) for k in found[0][0])
+assert 0 < found[0][1][1] == found[1][1][1] < 3 * 64 * trainer.attack.steps, [sums for _, sums in found]
+print("compiled graphs:", torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+    curriculum = {"kind": "steps", "epochs": [1], "start": 0.01}
+    eager = TINY["overrides"] + [{"where": {"defense": "psat"}, "set": {"options": {"curriculum": curriculum}}}]
+    compiled = [*eager, {"set": {"training": {"compile": True}}}]
+    studies = [str(write_study(TINY | {"overrides": o}, f"study{i}")) for i, o in enumerate((eager, compiled))]
+    environment = os.environ | ({} if compiler else {"CXX": "/nowhere/g++", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"})
+    command = [sys.executable, "-c", code, *studies]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (int(done.stdout.split()[-1]) > 0) == compiler
+
+
+def test_hsat_says_that_it_cannot_be_compiled(write_study):
+    from studies import TINY
+
+    override = {"training": {"compile": True}, "options": {"curriculum": {"kind": "steps", "epochs": [0, 1]}}}
+    study = TINY | {"overrides": [*TINY["overrides"], {"set": override}]}
+    study["tables"] = {"digits": TINY["tables"]["digits"] | {"defenses": ["hsat"]}}
+    with pytest.raises(ConfigError, match="compile"):
+        Trainer(Study(write_study(study)).run("digits/cnn/hsat/eps0.3/seed0"), torch.device("cpu"))

@@ -49,7 +49,7 @@ class CAT(Defense):
     def soften(self, y: Tensor, epsilon: Tensor, classes: int) -> Tensor:
         """y~: (N, classes), rows that sum to 1."""
         weight = (self.c * epsilon).clamp(max=1)[:, None]
-        noise = torch.distributions.Dirichlet(torch.ones(classes, device=y.device)).sample(y.shape)
+        noise = torch.distributions.Dirichlet(torch.ones(classes, device=y.device), validate_args=False).sample(y.shape)
         return (1 - weight) * F.one_hot(y, classes) + weight * noise
 
     def per_sample(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:

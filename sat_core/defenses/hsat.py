@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sat_core.attacks import Iterate, Perturbation, cross_entropy
+from sat_core.config import Training
 from sat_core.defenses import Batch, SelfPaced
 from sat_core.difficulty import (
     capture,
@@ -28,6 +29,13 @@ class HSAT(SelfPaced):
     """
 
     metric: Literal["classifier", "gauss_newton"] = "classifier"
+
+    def check(self, training: Training) -> None:
+        super().check(training)
+        if training.compile:
+            raise ValueError(
+                "it looks at the network's layers, which a compiled network hides; leave training.compile out"
+            )
 
     def initial_state(self, train_size: int, device: torch.device) -> dict[str, Tensor]:
         return {"scale": torch.zeros((), device=device)}

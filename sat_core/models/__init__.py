@@ -72,6 +72,19 @@ def compute_in(precision: Literal["float32", "bfloat16", "tf32"], model: Normali
         backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 
+def compile_in_place(model: nn.Module) -> None:
+    """From now on run the network as torch.compile makes it, on GPUs with CUDA graphs where the batch is whole.
+
+    Where there is no compiler, and for whatever cannot be compiled, all stays as it was.
+    """
+    import torch._dynamo
+    import torch._inductor.config
+
+    torch._dynamo.config.suppress_errors = True
+    torch._inductor.config.triton.cudagraph_skip_dynamic_graphs = True  # a graph for each size of a batch fills memory
+    model.compile(mode="reduce-overhead")
+
+
 def check(name: str, data: Data) -> None:
     """Raise ConfigError unless the network exists and accepts the images; allocates nothing."""
     try:
