@@ -58,6 +58,19 @@ def timed(seconds: list[float]) -> Iterator[None]:
     seconds.append(time.perf_counter() - began)
 
 
+def warm_up(trainers: dict[str, Trainer], steps: int) -> None:
+    """Give all networks the weights that Madry's has after so many steps of ordinary training."""
+    network, images = trainers["madry"].model.train(), trainers["madry"].train_images
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(steps):
+        x, y = images.batch(torch.randperm(len(images))[: trainers["madry"].run.training.batch_size])
+        optimizer.zero_grad()
+        F.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    for trainer in trainers.values():
+        trainer.model.load_state_dict(network.state_dict())
+
+
 def lockstep(trainers: dict[str, Trainer], epochs: range, steps: int | None) -> pd.DataFrame:
     """Train all by turns; seconds, attack seconds and share of sample-steps, summed over each epoch."""
     rows = []
@@ -93,6 +106,7 @@ def main() -> None:
     parser.add_argument("--defenses", nargs="+", default=["psat", "dynamic", "cat", "hsat"])
     parser.add_argument("--epochs", nargs="+", type=int, help="these alone, counted from 0 (all of them)")
     parser.add_argument("--steps", type=int, help="only so many of each epoch")
+    parser.add_argument("--warm-up", type=int, default=0, help="steps of ordinary training before, the same for all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("results/bench/curriculum.csv"))
     given = parser.parse_args()
@@ -101,6 +115,7 @@ def main() -> None:
         trainers[name] = trainer = Trainer(study.run(given.cell.format(name)))
         trainer.attack = TimedPGD(**{f.name: getattr(trainer.attack, f.name) for f in fields(PGD)})
     torch.set_num_threads(given.threads)
+    warm_up(trainers, given.warm_up)
     epochs = given.epochs or range(trainers["madry"].run.training.epochs)
     found = lockstep(trainers, epochs, given.steps)
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ def main() -> None:
     rows = []
     for name, image, batch in NETWORKS:
         torch.manual_seed(0)
+        torch.compiler.reset()
         channels = image[0]
         data = Data(source="folder", image=image, classes=10, mean=[0.5] * channels, std=[0.25] * channels)
         folded = models.build(name, data)
