@@ -47,7 +47,7 @@ bench: $(READY)  ## time training steps against their floors and torchattacks, a
 	python benchmarks/curriculum.py --threads 1
 	python benchmarks/precision.py
 
-evidence: $(READY)  ## regenerate the studies of docs/evidence and what stands there; 2 hours (needs data/mnist-10k)
+evidence: $(READY)  ## regenerate the studies of docs/evidence and what stands there; 2 hours
 	snakemake --quiet rules --configfile config/demo-evidence.yaml
 	snakemake --quiet rules --configfile config/mnist-10k.yaml
 	python docs/evidence/refresh.py

@@ -134,6 +134,9 @@ class Data(Frozen):
     root: str = Field("data", description="folder of the files; downloaded to if they are not there")
     image: tuple[Count, Count, Count] = Field(description="channels, height, width")
     classes: Annotated[int, Field(ge=2, strict=True, description="of a folder: found if not given")]
+    train_images: Count | None = Field(
+        None, description="train and validate on a stratified sample of so many training images, the same for every run"
+    )
     mean: list[Number] = Field([0.0], description="per channel, subtracted inside the model")
     std: list[Positive] = Field([1.0], description="per channel, divided by inside the model")
 

@@ -118,7 +118,7 @@ def prepare(run: Run) -> Path:
                 return path
     except (OSError, SafetensorError):
         pass
-    whole = _checked(run.data, run.dataset, _read(run.data, run.dataset, train=True))
+    whole = _sample(run.data, run.dataset, _checked(run.data, run.dataset, _read(run.data, run.dataset, train=True)))
     test = _checked(run.data, run.dataset, _read(run.data, run.dataset, train=False))
     train, validation = stratified_split(whole.labels, run.validation.fraction)
     parts = {"train": _subset(whole, train), "validation": _subset(whole, validation), "test": test}
@@ -130,14 +130,26 @@ def prepare(run: Run) -> Path:
     return path
 
 
-def stratified_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Indices of the larger and the smaller part, sorted; ``fraction`` of each class goes to the smaller one."""
+def stratified_split(labels: Tensor, part: float | int) -> tuple[Tensor, Tensor]:
+    """Indices of the rest and of the ``part``, sorted; it takes that fraction, or so many, evenly over the classes."""
     from sklearn.model_selection import train_test_split  # takes two seconds to import
 
-    larger, smaller = train_test_split(
-        np.arange(len(labels)), test_size=fraction, stratify=labels.numpy(), random_state=SPLIT_SEED
-    )
-    return torch.from_numpy(np.sort(larger)), torch.from_numpy(np.sort(smaller))
+    try:
+        rest, taken = train_test_split(
+            np.arange(len(labels)), test_size=part, stratify=labels.numpy(), random_state=SPLIT_SEED
+        )
+    except ValueError as error:
+        raise ConfigError(f"{len(labels)} images cannot be split in two evenly, with {part} apart: {error}") from None
+    return torch.from_numpy(np.sort(rest)), torch.from_numpy(np.sort(taken))
+
+
+def _sample(data: Data, name: str, images: Images) -> Images:
+    wanted, there = data.train_images, len(images)
+    if wanted in (None, there):
+        return images
+    if wanted > there:
+        raise ConfigError(f"dataset '{name}': data.train_images asks for {wanted}, but there are only {there}")
+    return _subset(images, stratified_split(images.labels, wanted)[1])
 
 
 def _subset(images: Images, index: Tensor) -> Images:

@@ -70,6 +70,7 @@ def cost(run: Run, flops: float, parameters: int) -> dict[str, float]:
     if run.data.source not in IMAGES:
         raise ConfigError(f"{run.study}: the number of images of '{run.dataset}' is not known before they are read")
     (images, test_images), held_out = IMAGES[run.data.source], run.validation.fraction
+    images = run.data.train_images or images
     step = 2 + (10 if run.options.get("metric") == "gauss_newton" else 0)
     attack = 0 if run.base == "standard" else run.attack.steps * step
     passes = images * ((1 - held_out) * (attack + 3) + held_out * (2 * run.attack.steps + 2))

@@ -71,6 +71,22 @@ def test_the_prepared_file_is_made_once_and_again_when_damaged(folder_study, tmp
     assert len(data.load(run, "train")[0]) == 54
 
 
+def test_a_sample_of_the_training_images_is_even_over_the_classes(folder_study):
+    def train_and_validation(**settings):
+        found = data.load(one_run(folder_study(**settings)), "train", "validation")
+        return torch.cat([part.pixels for part in found]), torch.cat([part.labels for part in found])
+
+    every = {pixels.numpy().tobytes() for pixels in train_and_validation()[0]}
+    pixels, labels = train_and_validation(train_images=30)
+    assert labels.bincount().tolist() == [10, 10, 10]
+    assert len({image.numpy().tobytes() for image in pixels} & every) == 30
+    with pytest.raises(ConfigError, match=r"data\.train_images asks for 61, but there are only 60"):
+        train_and_validation(train_images=61)
+    with pytest.raises(ConfigError, match="60 images cannot be split in two evenly, with 2 apart"):
+        train_and_validation(train_images=2)
+    assert len(train_and_validation(train_images=60)[0]) == 60
+
+
 def test_a_folder_with_one_class_is_refused_before_work(folder_study, tmp_path):
     write_images(tmp_path / "single/train", {"cat": 2})
     study = folder_study(root="single")

@@ -20,6 +20,8 @@ def test_a_run_costs_its_steps_times_its_images(tiny):
     assert spent["training"] == pytest.approx(10 * passes * 2)
     assert spent["judging"] == 10 * 12 * STANDARD_PASSES
     assert spent["bytes"] == 4 * 4 * 7
+    fewer = run.model_copy(update={"data": run.data.model_copy(update={"train_images": 100})})
+    assert cost(fewer, 10.0, 7)["training"] == pytest.approx(spent["training"] * 100 / 1437)
 
 
 def test_the_plan_adds_up_and_refuses_a_rate_that_is_none(tiny, capsys):
