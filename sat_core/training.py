@@ -124,7 +124,7 @@ def training_attack(run: Run) -> PGD:
 class Trainer:
     """The state of one training, from the first epoch to the last."""
 
-    PLAIN = ("epoch", "step_count", "order", "sums", "seconds", "history", "best", "defense_state")
+    PLAIN = ("epoch", "step_count", "order", "sums", "seconds", "memory", "history", "best", "defense_state")
     MODULES = ("model", "optimizer")
 
     def __init__(self, run: Run, device: torch.device | None = None) -> None:
@@ -147,6 +147,7 @@ class Trainer:
         self.order: Tensor | None = None
         self.sums = torch.zeros(3, device=self.device)
         self.seconds = 0.0
+        self.memory: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"score": (-1.0, -1.0), "epoch": -1, "weights": {}}
 
@@ -191,6 +192,8 @@ class Trainer:
                 "seconds": self.seconds + time.perf_counter() - began,
             }
         )
+        now = peak_memory(self.device)
+        self.memory = {place: max(used, self.memory.get(place, 0.0)) for place, used in now.items()}
         score = (robust, clean) if self.defense.selects_on == "robust" else (clean, robust)
         score = (self.epoch, 0) if self.run.training.select == "last" else score
         if score > tuple(self.best["score"]):
@@ -263,7 +266,7 @@ class Trainer:
                 "seconds": sum(row["seconds"] for row in self.history),
                 "files": {name: checksum(folder / name) for name in ("model.safetensors", "history.csv")},
                 "device": device_name(self.device),
-                "peak_memory_mb": peak_memory(self.device),
+                "peak_memory_mb": self.memory,
                 "environment": environment(),
                 "config": self.run.model_dump(mode="json"),
             },

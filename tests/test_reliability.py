@@ -74,6 +74,16 @@ def test_the_command_line_turns_a_signal_into_status_75(tiny, monkeypatch, capsy
     assert main(["train", "--study", str(tiny.path), "--run", ADDRESS]) == 0
 
 
+def test_the_memory_recorded_is_the_most_that_any_process_of_the_run_held(tiny, monkeypatch):
+    run = tiny.run(ADDRESS)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(training, "peak_memory", lambda device: {"main": 9e9})
+        stop_after(patch, 25)
+        training.train(run)
+    training.train(run)
+    assert json.loads((run.folder / "run.json").read_text())["peak_memory_mb"] == {"main": 9e9}
+
+
 def test_minutes_between_checkpoints_count_within_an_epoch(write_study, monkeypatch):
     overrides = [*TINY["overrides"], {"set": {"resources": {"checkpoint_minutes": 1e-9}}}]
     run = Study(write_study(TINY | {"overrides": overrides})).run(ADDRESS)
