@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--shard", type=shard, metavar="I-of-N", help="only the I-th of N parts, without merging")
     audit = verb("audit", "compare each difficulty with the exact Hessian on a trained run")
     add_run(audit)
-    audit.add_argument("--samples", type=int, default=64, metavar="N", help="images to look at; 64 if not given")
+    audit.add_argument("--samples", type=positive, default=64, metavar="N", help="images to look at; 64 if not given")
     add_run(verb("curvature", "measure the Hessian of a trained run's adversarial loss"))
     add_run(verb("landscape", "lay planes through a trained run's loss"))
     table = verb("table", "write tables as csv, md, tex and html from the results there are, and print them")
@@ -58,6 +58,13 @@ def shard(text: str) -> tuple[int, int]:
     if match and 1 <= int(match[1]) <= int(match[2]):
         return int(match[1]), int(match[2])
     raise argparse.ArgumentTypeError(f"'{text}' is not of the form 1-of-4, or 1/4")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 on")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,14 +96,14 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
         case "check":
             from sat_core.plan import check
 
-            check(study.runs)
+            check(study, study.runs)
             print(*study.run_ids, sep="\n")
         case "plan":
             from sat_core.plan import check, estimate
 
             if not 0 < options.tflops < math.inf:
                 raise ConfigError(f"--tflops {options.tflops:g}: a number above 0 is needed")
-            check(study.runs)
+            check(study, study.runs)
             print(estimate(study, options.tflops))
         case "data":
             from sat_core.data import prepare
@@ -110,7 +117,7 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
             from sat_core.training import train
 
             run = study.run(options.run)
-            check([run])
+            check(study, [run])
             train(run)
         case "evaluate":
             from sat_core.evaluation import evaluate

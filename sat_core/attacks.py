@@ -20,7 +20,8 @@ from torch import Tensor, nn
 class Perturbation:
     """What an attack made of a batch: ``x`` (N, C, H, W) in [0, 1], and the sign steps each sample took, (N,).
 
-    ``target``: soft labels (N, classes), where a defense made its own.
+    A step taken back (``keep_last_allowed``) is not among them, although it was paid for. ``target``: soft labels
+    (N, classes), where a defense made its own.
     """
 
     x: Tensor

@@ -42,12 +42,13 @@ METRICS = ("classifier", "gauss_newton", "probability_gap")
 def audit(run: Run, samples: int = SAMPLES) -> None:
     """Compare every psi with the exact top Hessian eigenvalue on validation images along PGD iterates.
 
-    Looks at the first, middle and last iterate of the training PGD on ``samples`` images. Writes ``audit.csv`` (a row
+    Looks at where the training PGD starts, at its iterate half way, and at its last, each from a random start of its
+    own, on ``samples`` images. Writes ``audit.csv`` (a row
     a sample and iterate), ``audit.json`` (Spearman's rank correlation of each psi with the exact value; quantiles of
     exact / classifier, which is at least 1 up to rounding) and ``audit.png`` in the run's folder.
     """
     device = take_device(run)
-    model = trained_model(run, device)
+    model, _ = trained_model(run, device)
     (images,) = load(run, "validation")
     x, y = (t.to(device) for t in images.batch(slice(samples)))
     attack = training_attack(run)

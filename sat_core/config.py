@@ -132,8 +132,10 @@ class Data(Frozen):
 
     source: Literal["digits", "mnist", "fashion", "cifar10", "cifar100", "imagenette", "folder"]
     root: str = Field("data", description="folder of the files; downloaded to if they are not there")
-    image: tuple[Count, Count, Count] = Field(description="channels, height, width")
-    classes: Annotated[int, Field(ge=2, strict=True, description="of a folder: found if not given")]
+    image: tuple[Literal[1, 3], Count, Count] = Field(description="channels, height, width")
+    classes: Annotated[
+        int, Field(ge=4, strict=True, description="AutoAttack needs four or more; of a folder: found if not given")
+    ]
     train_images: Count | None = Field(
         None, description="train and validate on a stratified sample of so many training images, the same for every run"
     )
@@ -146,8 +148,8 @@ class Data(Frozen):
         if isinstance(data, Mapping) and data.get("source") == "folder" and "classes" not in data:
             train = Path(str(data.get("root", "data")), "train")
             found = sorted(path.name for path in train.iterdir() if path.is_dir()) if train.is_dir() else []
-            if len(found) < 2:
-                raise ValueError(f"{train} must hold a folder for each of two or more classes, it holds {found}")
+            if len(found) < 4:
+                raise ValueError(f"{train} must hold a folder for each of four or more classes, it holds {found}")
             return {**data, "classes": len(found)}
         return data
 
@@ -329,7 +331,7 @@ class Table(Frozen):
     models: list[Name] = Field(min_length=1)
     defenses: list[Name] = Field(min_length=1)
     epsilons: list[EpsilonField] = Field(min_length=1)
-    seeds: list[Natural] = Field([0], min_length=1)
+    seeds: list[Annotated[Natural, Field(lt=2**32)]] = Field([0], min_length=1)
     curvature: list[Name] = Field([], description="defenses whose Hessian is measured, for every seed")
     landscapes: list[Name] = Field([], description="defenses drawn side by side, for the first seed")
 
@@ -408,12 +410,11 @@ class RunId:
         try:
             dataset, model, defense, epsilon, seed = path.strip("/").split("/")
             if not (epsilon.startswith("eps") and seed.startswith("seed") and seed[4:].isdigit()):
-                raise ValueError("its last parts are eps<epsilon>/seed<seed>")
+                raise ValueError
             return cls(dataset, model, defense, Epsilon.parse(epsilon[3:].replace("-", "/")), int(seed[4:]))
-        except ValueError as error:
+        except ValueError:
             raise ConfigError(
-                f"run '{path}' is not of the form dataset/model/defense/eps0.3/seed0 "
-                f"(8/255 is written eps8-255): {error}"
+                f"run '{path}' is not of the form dataset/model/defense/eps0.3/seed0 (8/255 is written eps8-255)"
             ) from None
 
 
@@ -475,6 +476,37 @@ class Study:
         self.file = parse(StudyFile, read_yaml(self.path), self.path)
         self._dataset_files: dict[str, DatasetFile] = {}
         self._runs: dict[str, Run] = {}
+        self._check_defenses()
+        self._check_overrides()
+
+    def _check_defenses(self) -> None:
+        listed = {id.defense for id in self.run_ids.values()}
+        for name in self.file.variants:
+            if name in defense_names():
+                raise ConfigError(f"{self.path}: variants.{name}: there is a defense of that name; take another one")
+            if name not in listed:
+                raise ConfigError(f"{self.path}: variants.{name} stands in no table: add it to a table's defenses")
+        for id in self.run_ids.values():
+            if (base := self.base_defense(id)) not in defense_names():
+                raise ConfigError(f"{self.path}: {unknown('defense', base, defense_names())}")
+
+    def _check_overrides(self) -> None:
+        """An override that touches no run is a mistake: its author believes that it does something."""
+        ids = self.run_ids.values()
+        there = {axis: {str(getattr(id, axis)) for id in ids} for axis in AXES}
+        there["defense"] |= {self.base_defense(id) for id in ids}
+        for i, override in enumerate(self.file.overrides):
+            place = f"{self.path}: overrides.{i}.where touches no run of this study"
+            for axis, wanted in override.where:
+                for value in wanted or ():
+                    if str(value) not in there[axis]:
+                        raise ConfigError(f"{place}: {unknown(axis, value, there[axis])}")
+            if not any(override.where.matches(id, self.base_defense(id)) for id in ids):
+                raise ConfigError(f"{place}: none has all of it at once")
+
+    def base_defense(self, id: RunId) -> str:
+        """The defense that a run's defense is, or is a variant of."""
+        return self.file.variants[id.defense].defense if id.defense in self.file.variants else id.defense
 
     @property
     def folder(self) -> Path:
@@ -505,19 +537,16 @@ class Study:
         if id.path not in self.run_ids:
             near = difflib.get_close_matches(id.path, self.run_ids, n=1, cutoff=0)
             raise ConfigError(f"{self.path} has no run '{id.path}'; the nearest it has is '{near[0]}'")
-        variant = self.file.variants.get(id.defense, Variant(defense=id.defense))
-        if variant.defense not in defense_names():
-            raise ConfigError(f"{self.path}: {unknown('defense', variant.defense, defense_names())}")
+        defense = self.base_defense(id)
         base = self.dataset_file(id.dataset)
         merged = base.model_dump(exclude={"overrides"})
         for override in [*base.overrides, *self.file.overrides]:
-            if override.where.matches(id, variant.defense):
+            if override.where.matches(id, defense):
                 merged = merge(merged, override.set.model_dump(exclude_unset=True))
-        merged["options"] = merge(merged["options"], variant.options)
+        if id.defense in self.file.variants:
+            merged["options"] = merge(merged["options"], self.file.variants[id.defense].options)
         identity = {axis: getattr(id, axis) for axis in AXES}
-        return parse(
-            Run, {"study": self.name, "base": variant.defense, **identity, **merged}, f"{self.path}, {id.path}"
-        )
+        return parse(Run, {"study": self.name, "base": defense, **identity, **merged}, f"{self.path}, {id.path}")
 
     @property
     def runs(self) -> list[Run]:
@@ -544,6 +573,8 @@ class UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"a key must be a word or a number {key.start_mark}")
             if key.value in seen:
                 raise yaml.YAMLError(f"'{key.value}' is given twice, the second time {key.start_mark}")
             seen.add(key.value)
@@ -575,13 +606,30 @@ def parse(type_: type[T], raw: Any, where: object) -> T:
         raise ConfigError(f"{where}: {sentence(error)}") from None
 
 
+MAPPING = "a mapping (key: value) is expected"
+EXPECTED = {
+    "dict_type": MAPPING,
+    "model_type": MAPPING,
+    "model_attributes_type": MAPPING,
+    "missing": "it is missing",
+    "list_type": "a list is expected, such as [0.3] for one value",
+    "too_short": "at least {min_length} of them is needed",
+    "int_type": "a whole number is expected",
+    "int_parsing": "a whole number is expected",
+    "float_type": "a number is expected",
+    "float_parsing": "a number is expected",
+    "string_type": "a word is expected",
+    "string_pattern_mismatch": "only a-z, 0-9, '-' and '_' may stand in a name, and at most 64 of them",
+}
+"""Pydantic's kinds of error, said to someone who writes YAML."""
+
+
 def sentence(error: pydantic.ValidationError) -> str:
     """The first problem of a validation error, as ``place: what is wrong``."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("dict_type", "model_type", "model_attributes_type"):
-        message = "a mapping (key: value) is expected"
+    place = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    kind, message = first["type"], first["msg"].removeprefix("Value error, ")
+    message = EXPECTED.get(kind, message).format(**first.get("ctx", {}))
     if not isinstance(value := first.get("input"), (Mapping, list, type(None))) and str(value) not in message:
         message += f", not {value!r}"
     return f"{place}: {message}" if place else message

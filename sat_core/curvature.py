@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +26,7 @@ from sat_core.attacks import cross_entropy, uniform_start
 from sat_core.config import ConfigError, Run
 from sat_core.data import load
 from sat_core.evaluation import trained_model
-from sat_core.files import checksum, read_json, write_json
+from sat_core.files import read_json, write_json
 from sat_core.lanczos import Eigenpairs, spectral_density, top_eigenpairs
 from sat_core.training import device_name, predict, take_device, training_attack
 from sat_core.trivial import is_trivial
@@ -40,11 +41,11 @@ def curvature(run: Run) -> None:
     Raises ConfigError if the run is not trained with its present configuration and code, or lacks a snapshot.
     """
     began, device, config = time.perf_counter(), take_device(run), run.curvature
-    model = trained_model(run, device)
+    model, weights = trained_model(run, device)
     x, y = sample(run, device)
     selected, objective, _ = measure(run, model, x, y)
     probes = gaussians(config.probes, objective.theta, config.seed)
-    nodes, weights = spectral_density(objective.product, probes, config.steps)
+    nodes, densities = spectral_density(objective.product, probes, config.steps)
     epochs = []
     for epoch in tqdm(run.training.snapshot_epochs, "snapshots", leave=False, disable=None):
         checkpoint.load_weights(snapshot(run, epoch), model)
@@ -54,11 +55,11 @@ def curvature(run: Run) -> None:
         "run": run.id.path,
         "epsilon": run.epsilon.text,
         "config": config.model_dump(mode="json"),
-        "weights": checksum(run.folder / "model.safetensors"),
+        "weights": weights,
         "parameters": len(objective.theta),
         "selected": {"epoch": read_json(run.folder / "run.json")["best_epoch"] + 1} | selected,
         "epochs": epochs,
-        "spectrum": {"nodes": nodes, "weights": weights},
+        "spectrum": {"nodes": nodes, "weights": densities},
         "seconds": time.perf_counter() - began,
         "device": device_name(device),
     }
@@ -70,7 +71,7 @@ def snapshot(run: Run, epoch: int) -> Path:
     """The weights kept after ``epoch`` epochs; raises ConfigError if they are missing."""
     path = run.folder / run.training.snapshot(epoch)
     if not path.exists():
-        raise ConfigError(f"{path} is missing: delete {run.folder / 'run.json'} and `train` the run again")
+        raise ConfigError(f"{path} is missing: delete {run.folder} and `train` the run again")
     return path
 
 
@@ -86,7 +87,7 @@ def sample(run: Run, device: torch.device) -> tuple[Tensor, Tensor]:
 def adversarial(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """x' of :func:`sample`'s images: the training PGD on the cross entropy, from a start that depends on the seed."""
     torch.manual_seed(run.curvature.seed)
-    attack, size = training_attack(run), run.curvature.batch_size
+    attack, size = replace(training_attack(run), batchnorm="eval"), run.curvature.batch_size
     blocks = zip(x.split(size), y.split(size), strict=True)
     return torch.cat([attack(model, a, cross_entropy(b), start=uniform_start(a, attack.epsilon)).x for a, b in blocks])
 

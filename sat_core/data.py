@@ -56,7 +56,7 @@ class Images:
     def batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Indices, images and labels, ``size`` at a time, in the order given (CPU int64)."""
         parts = [part for part in order.split(size) if len(part)]  # an empty tensor splits into one empty part
-        if self.pixels.device == self.device:
+        if self.pixels.device.type == self.device.type:  # "cuda" and "cuda:0" are not equal
             for index in parts:
                 index = index.to(self.device)
                 yield index, *self.batch(index)
@@ -168,6 +168,8 @@ def _checked(data: Data, name: str, images: Images) -> Images:
     if tuple(images.pixels.shape[1:]) != data.image:
         found, wanted = ("x".join(map(str, shape)) for shape in (images.pixels.shape[1:], data.image))
         raise ConfigError(f"dataset '{name}': its images are {found} (C x H x W) but data.image says {wanted}")
+    if not len(images):
+        raise ConfigError(f"dataset '{name}': there are no images under '{data.root}'")
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0 or high >= data.classes:
         raise ConfigError(f"dataset '{name}': labels lie in {low}..{high}, outside 0..{data.classes - 1}")
@@ -178,7 +180,7 @@ def _read(data: Data, name: str, train: bool) -> Images:
     if data.source == "digits":
         return _digits(train)
     if data.source == "folder":
-        return _folder(Path(data.root, "train" if train else "test"), data, name)
+        return _folder(Path(data.root), "train" if train else "test", data, name)
     if data.source == "imagenette":
         return _imagenette(data, name, train)
     dataset = _torchvision(data, name, train=train)
@@ -216,8 +218,9 @@ def _torchvision(data: Data, name: str, **which: Any) -> Any:
     try:
         return dataset_class(data.root, download=True, **which)
     except (RuntimeError, OSError) as error:
+        why = " ".join(str(error).split())
         raise ConfigError(
-            f"dataset '{name}' is not under '{data.root}' and could not be downloaded ({error}): connect to the "
+            f"dataset '{name}' is not under '{data.root}' and could not be downloaded ({why}): connect to the "
             f"network, or set data.root to a folder that holds torchvision's {dataset_class.__name__}"
         ) from None
 
@@ -228,19 +231,23 @@ def _imagenette(data: Data, name: str, train: bool) -> Images:
     return _decode([(Path(file), label) for file, label in dataset._samples], data, name, crop=True)
 
 
-def _folder(folder: Path, data: Data, name: str) -> Images:
-    """Class folders of image files, all of the size that data.image says."""
-    classes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    if len(classes) != data.classes:
-        raise ConfigError(f"dataset '{name}': {folder} holds {len(classes)} class folders, not {data.classes}")
-    files = [(path, i) for i, label in enumerate(classes) for path in sorted(label.iterdir()) if path.is_file()]
-    return _decode(files, data, name)
+def _folder(root: Path, part: str, data: Data, name: str) -> Images:
+    """Class folders of image files, all of the size that data.image says; the same classes in train and test."""
+    found = {p: sorted(path.name for path in root.glob(f"{p}/*") if path.is_dir()) for p in ("train", "test")}
+    if len(found[part]) != data.classes:
+        raise ConfigError(f"dataset '{name}': {root / part} holds {len(found[part])} class folders, not {data.classes}")
+    if odd := sorted(set(found["train"]) ^ set(found["test"])):
+        raise ConfigError(f"dataset '{name}': class folder '{odd[0]}' is in only one of {root}/train and {root}/test")
+    files = [(path, i) for i, label in enumerate(found[part]) for path in sorted((root / part / label).iterdir())]
+    return _decode([(path, i) for path, i in files if path.is_file()], data, name)
 
 
 def _decode(files: list[tuple[Path, int]], data: Data, name: str, crop: bool = False) -> Images:
     from PIL import Image, ImageOps
 
     channels, height, width = data.image
+    # They come class by class; shuffled, so that the first so many of them are a fair sample.
+    files = [files[i] for i in np.random.default_rng(SPLIT_SEED).permutation(len(files))]
     pixels = np.empty((len(files), height, width, channels), dtype=np.uint8)
     for i, (path, _) in enumerate(files):
         try:

@@ -48,7 +48,7 @@ def evaluate(run: Run, shard: tuple[int, int] | None = None) -> None:
     device = take_device(run)
     work = "evaluate" if shard is None else f"evaluate-{shard[0]}-of-{shard[1]}"
     with sole_writer(run.folder, work):
-        model = trained_model(run, device)
+        model, weights = trained_model(run, device)
         (images,) = load(run, "test")
         count, size = min(len(images), run.evaluation.images or len(images)), run.evaluation.batch_size
         starts = range(0, count, size)
@@ -56,19 +56,20 @@ def evaluate(run: Run, shard: tuple[int, int] | None = None) -> None:
         blocks = []
         for first in tqdm(starts[i - 1 :: n], "AutoAttack", leave=False, disable=None):
             x, y = (tensor.to(device) for tensor in images.batch(slice(first, min(first + size, count))))
-            blocks.append(judged_block(run, model, first // size, x, y))
+            blocks.append(judged_block(run, model, weights, first // size, x, y))
             log.info("block %d of %d judged", first // size + 1, len(starts))
         if shard is None:
-            write_examples(run, model, images)
-            write_results(run, blocks, device)
+            write_examples(run, model, weights, images)
+            write_results(run, weights, blocks, device)
 
 
-def judged_block(run: Run, model: nn.Module, number: int, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """The verdict on one block, from its file as far as that goes."""
+def judged_block(run: Run, model: nn.Module, weights: str, number: int, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """The verdict on one block, from its file as far as that goes, if that is on the same ``weights`` (a checksum)."""
     path = run.folder / PARTS / f"block{number:04}.json"
     prediction = predict(model, x)
     block = {
         "digest": evaluation_digest(run),
+        "weights": weights,
         "labels": y.tolist(),
         "predictions": prediction.tolist(),
         "broken_by": ["" if right else "clean" for right in (prediction == y).tolist()],
@@ -77,30 +78,41 @@ def judged_block(run: Run, model: nn.Module, number: int, x: Tensor, y: Tensor) 
     if path.exists():
         try:
             saved = read_json(path)
-            block = saved if saved["digest"] == block["digest"] else block
+            block = saved if all(saved.get(key) == block[key] for key in ("digest", "weights")) else block
         except ConfigError as error:
             log.warning("%s; the block is judged again", error)
+    settings = {"epsilon": run.epsilon.value, "seed": run.evaluation.seed + number, "classes": run.data.classes}
     for attack in ATTACKS[len(block["seconds"]) :]:
         began = time.perf_counter()
-        attack_block(model, x, y, attack, run.epsilon.value, run.evaluation.seed + number, block["broken_by"])
+        attack_block(model, x, y, attack, broken_by=block["broken_by"], **settings)
         block["seconds"][attack] = time.perf_counter() - began
         write_json(path, block)
     return block
 
 
 def attack_block(
-    model: nn.Module, x: Tensor, y: Tensor, attack: str, epsilon: float, seed: int, broken_by: list[str]
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: str,
+    *,
+    epsilon: float,
+    seed: int,
+    classes: int,
+    broken_by: list[str],
 ) -> None:
     """One attack of AutoAttack on the images of a block that are still standing; marks in ``broken_by`` what it breaks.
 
     The four attacks run one by one, each on the images that all before it left standing, which is what AutoAttack
-    does itself; only so does one learn which attack broke which image, and only so can one resume.
+    does itself; only so does one learn which attack broke which image, and only so can one resume. The targeted ones
+    take the 9 likeliest wrong classes; with fewer than 10 classes, all of them.
     """
     standing = torch.tensor([i for i, by in enumerate(broken_by) if not by], device=x.device, dtype=torch.int64)
     if not len(standing):
         return
     adversary = pyautoattack.AutoAttack(model, eps=epsilon, norm="Linf", seed=seed, device=x.device)
     adversary.attacks_to_run = [attack]
+    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
     x, y, size = x[standing], y[standing], len(x)
     while True:
         try:
@@ -116,7 +128,7 @@ def attack_block(
         broken_by[i] = attack
 
 
-def write_results(run: Run, blocks: list[dict[str, Any]], device: torch.device) -> None:
+def write_results(run: Run, weights: str, blocks: list[dict[str, Any]], device: torch.device) -> None:
     """Merge all blocks, in order, into ``autoattack.csv`` and ``autoattack.json``."""
     columns = ([value for block in blocks for value in block[key]] for key in ("labels", "predictions", "broken_by"))
     rows = [(i, *row) for i, row in enumerate(zip(*columns, strict=True))]
@@ -125,12 +137,12 @@ def write_results(run: Run, blocks: list[dict[str, Any]], device: torch.device) 
     seconds = {attack: sum(block["seconds"][attack] for block in blocks) for attack in ATTACKS}
     summary = summarise(run, [row[3] for row in rows], seconds)
     files = {"autoattack.csv": checksum(run.folder / "autoattack.csv")}
-    judged = {"weights": checksum(run.folder / "model.safetensors"), "device": device_name(device), "files": files}
+    judged = {"weights": weights, "device": device_name(device), "files": files}
     write_json(run.folder / "autoattack.json", summary | judged)
     shutil.rmtree(run.folder / PARTS)
 
 
-def write_examples(run: Run, model: nn.Module, images: Images) -> None:
+def write_examples(run: Run, model: nn.Module, weights: str, images: Images) -> None:
     """Attack the first test images of two classes with the training PGD, never stopped: ``examples.npz``, to look at.
 
     ``clean`` and ``perturbed`` float32 (n, C, H, W) in [0, 1]; ``label`` and the predictions on both, int64 (n,);
@@ -145,24 +157,27 @@ def write_examples(run: Run, model: nn.Module, images: Images) -> None:
     predictions = {"prediction": predict(model, x), "prediction_perturbed": predict(model, perturbed)}
     arrays = {"clean": x, "perturbed": perturbed, "label": y, **predictions}
     with atomic(run.folder / "examples.npz", "wb") as file:
-        weights = checksum(run.folder / "model.safetensors")
         np.savez_compressed(file, weights=weights, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
 
 
-def trained_model(run: Run, device: torch.device) -> nn.Module:
-    """The selected network of a trained run: float32, eval mode, parameters frozen. Raises ConfigError."""
+def trained_model(run: Run, device: torch.device) -> tuple[nn.Module, str]:
+    """The selected network of a trained run, float32, eval mode, parameters frozen, and its weights' checksum.
+
+    Raises ConfigError if the run is not trained with its present configuration and code.
+    """
     record = run.folder / "run.json"
     if not record.exists():
         raise ConfigError(f"{record} is missing: the run is not trained yet; `train` it first")
     content = read_json(record)
     if content["digest"] != training_digest(run):
         raise ConfigError(f"{record} is of another configuration or code; `train` the run again first")
-    weights = run.folder / "model.safetensors"
-    verify(weights, content["files"][weights.name], "`train` the run again, which takes it from the checkpoint")
+    path = run.folder / "model.safetensors"
+    weights = content["files"][path.name]
+    verify(path, weights, "`train` the run again, which takes it from the checkpoint")
     model = models.build(run.model, run.data)
     models.compute_in("float32", model)
-    checkpoint.load_weights(weights, model)
-    return model.to(device).eval().requires_grad_(False)
+    checkpoint.load_weights(path, model)
+    return model.to(device).eval().requires_grad_(False), weights
 
 
 def summarise(run: Run, broken_by: list[str], seconds: dict[str, float]) -> dict[str, object]:

@@ -64,16 +64,17 @@ def training_curves(study: Study, name: str) -> Figure:
     table = study.file.tables[name]
     rows = histories(study, table)
     looks = appearance(table.defenses)
-    figure, axes = panels(len(DYNAMICS), len(table.epsilons), 8.2, sharex=True, sharey="row")
-    for column, epsilon in enumerate(table.epsilons):
-        axes[0, column].set_title(f"$\\epsilon$ = {epsilon}")
+    groups = blocks(table)
+    figure, axes = panels(len(DYNAMICS), len(groups), 8.2, sharex=True, sharey="row")
+    for column, (model, epsilon) in enumerate(groups):
+        axes[0, column].set_title(heading(table, model, epsilon, "\n"))
         axes[-1, column].set_xlabel("epoch")
         for row, (key, (label, scale)) in enumerate(DYNAMICS.items()):
             axes[row, 0].set_ylabel(label)
             axes[row, column].yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
             for i, defense in enumerate(table.defenses):
-                chosen = rows[(rows["defense"] == defense) & (rows["epsilon"] == epsilon.text)] if len(rows) else rows
-                for _, run in chosen.groupby(["model", "seed"]) if len(chosen) else ():
+                chosen = in_block(rows, model, epsilon, defense) if len(rows) else rows
+                for _, run in chosen.groupby("seed") if len(chosen) else ():
                     colour, marker = looks[defense]
                     spacing = max(len(run) // 4, 1)
                     axes[row, column].plot(
@@ -95,13 +96,14 @@ def tradeoff(study: Study, name: str) -> Figure:
     table = study.file.tables[name]
     rows = results(study, table)
     looks = appearance(table.defenses)
-    figure, axes = panels(1, len(table.epsilons), 3.4, sharex=True, sharey=True)
-    for axis, epsilon in zip(axes[0], table.epsilons, strict=True):
-        axis.set_title(f"$\\epsilon$ = {epsilon}")
+    groups = blocks(table)
+    figure, axes = panels(1, len(groups), 3.4, sharex=True, sharey=True)
+    for axis, (model, epsilon) in zip(axes[0], groups, strict=True):
+        axis.set_title(heading(table, model, epsilon, "\n"))
         axis.set_xlabel("clean accuracy (%)")
         axis.set(xlim=(-3, 103), ylim=(-3, 103))
         for defense in table.defenses:
-            chosen = rows[(rows["defense"] == defense) & (rows["epsilon"] == epsilon.text)]
+            chosen = in_block(rows, model, epsilon, defense)
             draw_points(axis, chosen["clean"], chosen["robust"], chosen["trivial"], *looks[defense], defense)
     axes[0, 0].set_ylabel("AutoAttack accuracy (%)")
     legend(figure, *axes[0])
@@ -114,7 +116,7 @@ def examples(study: Study, name: str) -> Figure:
     A column a defense; two rows an image: the perturbed image under the predictions, and the perturbation.
     """
     table = study.file.tables[name]
-    groups = [(model, epsilon) for model in table.models for epsilon in table.epsilons]
+    groups = blocks(table)
     runs = [id for id in table.run_ids if id.seed == table.seeds[0]]
     files = existing(study, runs, "examples.npz", read_arrays)
     count = max((len(file["label"]) for file in files.values()), default=1)
@@ -155,9 +157,20 @@ def show(axis: plt.Axes, image: np.ndarray) -> None:
     axis.imshow(pixels if len(image) == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
 
 
-def heading(table: Table, model: str, epsilon: Epsilon) -> str:
+def blocks(table: Table) -> list[tuple[str, Epsilon]]:
+    """What is never drawn over one another: runs of another model or another epsilon."""
+    return [(model, epsilon) for model in table.models for epsilon in table.epsilons]
+
+
+def in_block(rows: pd.DataFrame, model: str, epsilon: Epsilon, defense: str | None = None) -> pd.DataFrame:
+    """The rows of one model and epsilon, and of one defense if it is given."""
+    rows = rows[(rows["model"] == model) & (rows["epsilon"] == epsilon.text)]
+    return rows if defense is None else rows[rows["defense"] == defense]
+
+
+def heading(table: Table, model: str, epsilon: Epsilon, between: str = ", ") -> str:
     """Of a block of panels: epsilon, and the model where there are several."""
-    return f"$\\epsilon$ = {epsilon}" + (f", {model}" if len(table.models) > 1 else "")
+    return f"$\\epsilon$ = {epsilon}" + (f"{between}{model}" if len(table.models) > 1 else "")
 
 
 def curvature(study: Study, name: str) -> Figure:
@@ -168,32 +181,30 @@ def curvature(study: Study, name: str) -> Figure:
     table = study.file.tables[name]
     rows = measured(study, table)
     looks = appearance(table.defenses)
-    over_epochs = [e for e in table.epsilons if (~rows["selected"] & (rows["epsilon"] == e.text)).any()]
-    columns = len(over_epochs) + 1
-    figure, axes = panels(2, columns, 4.6, sharex="col", sharey="row")
+    snapshots, selected = rows[~rows["selected"]], rows[rows["selected"]]
+    over_epochs = [block for block in blocks(table) if len(in_block(snapshots, *block))]
+    figure, axes = panels(2, len(over_epochs) + len(table.models), 4.6, sharex="col", sharey="row")
     for row, (key, label) in enumerate(
         (("lambda_max", "$\\lambda_\\mathrm{max}$ of the Hessian"), ("adversarial", ACCURACY))
     ):
         axes[row, 0].set_ylabel(label)
-        for column, epsilon in enumerate(over_epochs):
-            chosen = rows[~rows["selected"] & (rows["epsilon"] == epsilon.text)]
-            for (defense, *_), run in chosen.groupby(["defense", "model", "seed"], sort=False):
-                draw_points(
-                    axes[row, column], run["epoch"], run[key], run["trivial"], *looks[defense], defense, line=True
-                )
-        for (defense, _), runs in rows[rows["selected"]].groupby(["defense", "model"], sort=False):
-            values = runs["epsilon"].map(lambda text: Epsilon.parse(text).value)
-            draw_points(axes[row, -1], values, runs[key], runs["trivial"], *looks[defense], defense)
-            mean = runs[key].groupby(values).mean()
-            axes[row, -1].plot(mean.index, mean, color=looks[defense][0], lw=1.3, alpha=0.6)
-    for axis, epsilon in zip(axes.T, over_epochs, strict=False):
-        axis[0].set_title(f"training, $\\epsilon$ = {epsilon}")
-        axis[1].set_xlabel("epoch")
-    axes[0, -1].set_title("selected weights")
-    axes[1, -1].set_xlabel("$\\epsilon$ (pixel units)")
-    axes[1, -1].set_xticks([e.value for e in table.epsilons], [e.text for e in table.epsilons])
-    for axis in axes[:, -1]:
-        axis.margins(x=0.15)
+        for axis, block in zip(axes[row], over_epochs, strict=False):
+            for (defense, _), run in in_block(snapshots, *block).groupby(["defense", "seed"], sort=False):
+                draw_points(axis, run["epoch"], run[key], run["trivial"], *looks[defense], defense, line=True)
+        for axis, model in zip(axes[row, len(over_epochs) :], table.models, strict=True):
+            for defense, runs in selected[selected["model"] == model].groupby("defense", sort=False):
+                values = runs["epsilon"].map(lambda text: Epsilon.parse(text).value)
+                draw_points(axis, values, runs[key], runs["trivial"], *looks[defense], defense)
+                mean = runs[key].groupby(values).mean()
+                axis.plot(mean.index, mean, color=looks[defense][0], lw=1.3, alpha=0.6)
+    for (top, bottom), block in zip(axes.T, over_epochs, strict=False):
+        top.set_title("training, " + heading(table, *block, "\n"))
+        bottom.set_xlabel("epoch")
+    for (top, bottom), model in zip(axes.T[len(over_epochs) :], table.models, strict=True):
+        top.set_title("selected weights" + (f"\n{model}" if len(table.models) > 1 else ""))
+        bottom.set_xlabel("$\\epsilon$ (pixel units)")
+        bottom.set_xticks([e.value for e in table.epsilons], [e.text for e in table.epsilons])
+        bottom.margins(x=0.15)
     axes[0, 0].set_yscale("log")
     axes[1, 0].set_ylim(-3, 103)
     legend(figure, *axes.flat)
@@ -242,18 +253,19 @@ def spectrum(study: Study, name: str) -> Figure:
     """The density of the Hessian's eigenvalues for the first seed of each cell, smoothed by a Gaussian kernel."""
     table = study.file.tables[name]
     looks = appearance(table.defenses)
-    figure, axes = panels(1, len(table.epsilons), 3, sharex=True, sharey=True)
+    groups = blocks(table)
+    figure, axes = panels(1, len(groups), 3, sharex=True, sharey=True)
     first_seed = [id for id in table.curvature_ids if id.seed == table.seeds[0]]
     measurements = existing(study, first_seed, "curvature.json", read_json)
-    found = [(id, content["spectrum"]) for id, content in measurements.items()]
+    found = [(id, content["spectrum"]) for id, content in measurements.items() if content["spectrum"]["nodes"]]
     nodes = np.concatenate([spectrum["nodes"] for _, spectrum in found] or [[0, 1]])
     kernel = max(np.ptp(nodes), 1e-12) / 100
     t = np.linspace(nodes.min() - 4 * kernel, nodes.max() + 4 * kernel, 2000)
-    for axis, epsilon in zip(axes[0], table.epsilons, strict=True):
-        axis.set_title(f"$\\epsilon$ = {epsilon}")
+    for axis, group in zip(axes[0], groups, strict=True):
+        axis.set_title(heading(table, *group, "\n"))
         axis.set_xlabel("eigenvalue of the Hessian")
         for id, spectrum in found:
-            if id.epsilon == epsilon:
+            if (id.model, id.epsilon) == group:
                 bells = np.exp(-0.5 * ((t[:, None] - spectrum["nodes"]) / kernel) ** 2) / (kernel * np.sqrt(2 * np.pi))
                 axis.plot(t, bells @ spectrum["weights"], color=looks[id.defense][0], lw=1.3, label=id.defense)
     axes[0, 0].set(yscale="log", ylim=(1e-7, 30 / kernel), ylabel=f"density (kernel width {kernel:.2g})")
@@ -277,7 +289,7 @@ def landscape(study: Study, name: str, plane: str) -> Figure:
     corners may be thousands of times higher. Each panel says what the network is worth; a trivial one is red.
     """
     table = study.file.tables[name]
-    groups = [(model, epsilon) for model in table.models for epsilon in table.epsilons]
+    groups = blocks(table)
     figure = plt.figure(figsize=(WIDTH, (1.3 + 7 / max(len(table.landscapes), 2)) * len(groups)))
     for part, (model, epsilon) in zip(figure.subfigures(len(groups), squeeze=False)[:, 0], groups, strict=True):
         ids = [id for id in table.landscape_ids if (id.model, id.epsilon) == (model, epsilon)]
@@ -290,7 +302,7 @@ def draw_planes(part: SubFigure, study: Study, ids: list[RunId], plane: str) -> 
     """Surfaces above contours, a column a run, in one scale; a run without data keeps its place, empty."""
     files = existing(study, ids, "landscape.npz", read_arrays)
     data = {id: file for id, file in files.items() if f"{plane}_loss" in file}
-    losses = np.stack([file[f"{plane}_loss"] for file in data.values()] or [np.array([[0.0, 1.0]])])
+    losses = np.concatenate([file[f"{plane}_loss"].ravel() for file in data.values()] or [np.array([0.0, 1.0])])
     high = min(losses.max(), 2 * np.quantile(losses, 0.95))
     levels = MaxNLocator(12).tick_values(losses.min(), high)
     low, high = levels[0], levels[-1]

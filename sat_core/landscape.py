@@ -20,7 +20,7 @@ from sat_core.attacks import frozen
 from sat_core.config import Run
 from sat_core.curvature import Objective, adversarial, measure, sample
 from sat_core.evaluation import trained_model
-from sat_core.files import atomic, checksum
+from sat_core.files import atomic
 from sat_core.training import take_device
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def landscape(run: Run) -> None:
     it needs no lock. Raises ConfigError if the run is not trained with its present configuration and code.
     """
     device, config = take_device(run), run.landscape
-    model = trained_model(run, device)
+    model, weights = trained_model(run, device)
     x, y = sample(run, device)
     record, objective, top = measure(run, model, x, y, count=2)
     random = random_directions(objective, config.seed)
@@ -53,7 +53,7 @@ def landscape(run: Run) -> None:
         surface = reattacked_plane(run, model, x, y, objective, *random)
         planes["reattacked"] = grid(surface, config.random, config.reattack)
     arrays = {f"{plane}_{key}": value for plane, values in planes.items() for key, value in values.items()}
-    record["weights"] = checksum(run.folder / "model.safetensors")
+    record["weights"] = weights
     with atomic(run.folder / "landscape.npz", "wb") as file:
         np.savez_compressed(file, **arrays, **record, hessian_values=top.values)
     log.info("planes %s of %d x %d points", ", ".join(planes), config.points, config.points)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -20,7 +22,7 @@ IMAGES = {
     "cifar100": (50_000, 10_000),
     "imagenette": (9_469, 3_925),
 }
-"""Training and test images of the public datasets."""
+"""Training and test images of the public datasets, to be known before they are downloaded."""
 
 STANDARD_PASSES = 13_000
 """Forward passes of AutoAttack `standard` on an image that stays robust, at 10 classes, a backward counted as two.
@@ -30,15 +32,15 @@ FAB-T takes a second forward at each step and a search: 900 + 900; Square up to 
 """
 
 
-def check(runs: Iterable[Run]) -> None:
-    """Raise ConfigError unless every run's network fits its images and its defense takes its options."""
+def check(study: Study, runs: Iterable[Run]) -> None:
+    """Raise ConfigError unless each of these runs' network fits its images and its defense takes its options."""
     seen = set()
     splits: dict[str, Run] = {}
     for run in runs:
         first = splits.setdefault(run.dataset, run)
         if (run.data, run.validation) != (first.data, first.validation):
             raise ConfigError(
-                f"{run.study}: data and validation must be the same for all runs of '{run.dataset}', but "
+                f"{study.path}: data and validation must be the same for all runs of '{run.dataset}', but "
                 f"{run.id.path} and {first.id.path} differ"
             )
         network = (run.model, run.data.model_dump_json())
@@ -49,8 +51,30 @@ def check(runs: Iterable[Run]) -> None:
             if network not in seen:
                 models.check(run.model, run.data)
         except ConfigError as error:
-            raise ConfigError(f"{run.study}, {run.id.path}: {error}") from None
+            raise ConfigError(f"{study.path}, {run.id.path}: {error}") from None
+        if run.data.source in IMAGES:
+            asked = (run.data.train_images or 0, run.evaluation.images or 0)
+            for key, wanted, there in zip(("data.train_images", "evaluation.images"), asked, images(run), strict=True):
+                if wanted > there:
+                    raise ConfigError(f"{study.path}, {run.id.path}: {key} asks for {wanted}, but there are {there}")
         seen |= {network, defense}
+
+
+def images(run: Run) -> tuple[int, int]:
+    """Training and test images of a run's dataset; those of a folder are counted. Raises ConfigError."""
+    if run.data.source in IMAGES:
+        return IMAGES[run.data.source]
+    train, test = (_count(f"{run.data.root}/{part}") for part in ("train", "test"))
+    if not train or not test:
+        raise ConfigError(
+            f"{run.dataset}: there are no images under {run.data.root}/train and {run.data.root}/test to count"
+        )
+    return train, test
+
+
+@cache
+def _count(folder: str) -> int:
+    return sum(1 for _ in Path(folder).glob("*/*"))
 
 
 def forward_flops(name: str, data: Data) -> tuple[float, int]:
@@ -67,18 +91,16 @@ def cost(run: Run, flops: float, parameters: int) -> dict[str, float]:
     A backward pass counts as two forward ones, or one where only the input's gradient is asked for. A run that
     stops PGD early costs less; H-SAT's Gauss-Newton difficulty costs more and is counted as ten forward passes a step.
     """
-    if run.data.source not in IMAGES:
-        raise ConfigError(f"{run.study}: the number of images of '{run.dataset}' is not known before they are read")
-    (images, test_images), held_out = IMAGES[run.data.source], run.validation.fraction
-    images = run.data.train_images or images
+    (train_images, test_images), held_out = images(run), run.validation.fraction
+    train_images = run.data.train_images or train_images
     step = 2 + (10 if run.options.get("metric") == "gauss_newton" else 0)
     attack = 0 if run.base == "standard" else run.attack.steps * step
-    passes = images * ((1 - held_out) * (attack + 3) + held_out * (2 * run.attack.steps + 2))
+    passes = train_images * ((1 - held_out) * (attack + 3) + held_out * (2 * run.attack.steps + 2))
     judged = run.evaluation.images or test_images
     return {
         "training": flops * passes * run.training.epochs,
         "judging": flops * judged * STANDARD_PASSES,
-        "bytes": 4 * parameters * 4,  # checkpoint: weights, momentum, best weights; then the selected weights
+        "bytes": 4 * parameters * 7,  # two checkpoints of weights, momentum, best weights; and the selected weights
     }
 
 

@@ -95,9 +95,9 @@ def duration(seconds: float) -> str:
 
 
 def refresh(study: Study) -> list[str]:
-    """Make the tables and figures that are missing or older than the study or their results; returns what went wrong.
+    """Make the tables, and the figures that are not known to be of the present results; returns what went wrong.
 
-    Snakemake has made them before, except those of which a run is missing.
+    A figure is if all of its runs are there and older than it. Snakemake has made those before.
     """
     problems = []
     for name, table in study.file.tables.items():
@@ -108,10 +108,13 @@ def refresh(study: Study) -> list[str]:
                 files = [(about.ids, about.file)]
                 work.append((f"figures/{name}-{kind}.png", files, figures.write_figure, (study, name, kind)))
         for product, files, make, arguments in work:
-            sources = [path for ids, file in files for path in needed(study, table, ids, file) if path.exists()]
-            path, newest = study.folder / product, max(map(changed, [study.path, *sources]))
+            sources, path = [p for ids, file in files for p in needed(study, table, ids, file)], study.folder / product
+            there = [source for source in sources if source.exists()]
+            current = make is not tables.write_table and path.exists() and len(there) == len(sources)
             try:
-                if sources and not (path.exists() and changed(path) >= newest):
+                if (there or path.exists()) and not (
+                    current and changed(path) >= max(map(changed, [study.path, *there]))
+                ):
                     make(*arguments)
             except ConfigError as error:
                 problems.append(f"{product} could not be made: {error}.")
@@ -155,7 +158,8 @@ def describe(study: Study, run: Run) -> Entry:
 
 def last_words(study: Study, stage: str, run: Run) -> str:
     """Why a stage has no result: the last line of the log of whoever tried."""
-    logs = sorted((study.folder / "logs" / stage).glob(f"{run.id.path}*.log"), key=changed)
+    folder = study.folder / "logs" / stage
+    logs = sorted([*folder.glob(f"{run.id.path}.log"), *folder.glob(f"{run.id.path}-*.log")], key=changed)
     lines = logs[-1].read_text(encoding="utf-8", errors="replace").split("\n") if logs else []
     said = [line.strip() for line in lines if line.strip()]
     return f"no result; its log ends with “{said[-1]}”" if said else "not done yet."

@@ -77,11 +77,8 @@ def costs(study: Study, table: Table) -> pd.DataFrame:
     rows = []
     for run in (study.run(id) for id in table.run_ids):
         if (run.folder / "run.json").exists():
-            record = read_json(run.folder / "run.json")
-            path = run.folder / "history.csv"
-            verify(path, record["files"][path.name], "run `train` again, which takes it from the checkpoint")
-            history, memory = pd.read_csv(path), record.get("peak_memory_mb", {})
-            steps = history["steps"].mean()
+            record, history = read_json(run.folder / "run.json"), training_history(run)
+            memory, steps = record.get("peak_memory_mb", {}), history["steps"].mean()
             row = {
                 "epoch_seconds": history["seconds"].mean(),
                 "steps": steps,
@@ -98,9 +95,17 @@ def histories(study: Study, table: Table) -> pd.DataFrame:
     """The training histories of the table's complete runs, one row an epoch, with the address of the run."""
     frames = []
     for run in (study.run(id) for id in table.run_ids):
-        if (run.folder / "history.csv").exists():
-            frames.append(pd.read_csv(run.folder / "history.csv").assign(**address(run)))
+        if (run.folder / "run.json").exists():
+            frames.append(training_history(run).assign(**address(run)))
     return pd.concat(frames) if frames else pd.DataFrame()
+
+
+def training_history(run: Run) -> pd.DataFrame:
+    """``history.csv`` of a complete run, verified; raises ConfigError."""
+    path = run.folder / "history.csv"
+    expected = read_json(run.folder / "run.json")["files"][path.name]
+    verify(path, expected, "run `train` again, which takes it from the checkpoint")
+    return pd.read_csv(path)
 
 
 def address(run: Run | RunId) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,11 +227,13 @@ class Trainer:
             )
         loss.backward()
         self.optimizer.step()
-        return torch.stack([loss.detach() * len(y), found.steps.sum(), (found.steps < self.attack.steps).sum()])
+        attacked = self.defense.selects_on == "robust"  # where nothing is attacked, nothing is stopped
+        stopped = attacked * (found.steps < self.attack.steps).sum()
+        return torch.stack([loss.detach() * len(y), found.steps.sum(), stopped])
 
     def validate(self) -> tuple[float, float]:
         """Clean and robust accuracy, in [0, 1], on the validation images under the training PGD."""
-        return accuracies(self.model, self.validation_images, self.attack)
+        return accuracies(self.model, self.validation_images, replace(self.attack, batchnorm="eval"))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue, as tensors and plain values."""
@@ -282,6 +285,8 @@ def accuracies(model: nn.Module, images: Images, attack: PGD, batch_size: int = 
     for start in range(0, len(images), batch_size):
         x, y = images.batch(slice(start, start + batch_size))
         clean = predict(model, x) == y
+        if not clean.any():
+            continue
         correct += int(clean.sum())
         x, y = x[clean], y[clean]
         perturbation = attack(

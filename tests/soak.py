@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from sat_core import defenses, evaluation, training
+from sat_core import evaluation, training
 from sat_core.__main__ import main as command
-from sat_core.config import Study
+from sat_core.config import Study, defense_names
 
 STUDY = {
     "tables": {
@@ -107,6 +107,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    assert set(STUDY["tables"]["soak"]["defenses"]) <= set(defenses.names())
+    assert set(STUDY["tables"]["soak"]["defenses"]) <= defense_names()
     torch.set_num_threads(1)
     sys.exit(main())

@@ -43,6 +43,7 @@ def test_overrides_apply_in_order_and_only_where_they_say(tiny):
 def test_a_variant_is_a_row_with_the_options_of_what_it_varies(write_study):
     study = changed("tables.digits.defenses", ["trades", "trades-mean"])
     study["variants"] = {"trades-mean": {"defense": "trades", "options": {"reduction": "mean"}}}
+    del study["overrides"][1]  # P-SAT's
     run = Study(write_study(study)).run("digits/cnn/trades-mean/eps0.3/seed0")
     assert (run.defense, run.base, run.options) == ("trades-mean", "trades", {"beta": 1, "reduction": "mean"})
 
@@ -58,6 +59,7 @@ def test_training_digest_ignores_the_place_of_the_data_and_what_follows_training
     assert Study(write_study(study, "third")).run(address).digest() != original.digest()
 
 
+VARIANT = {"defense": "trades", "options": {}}
 BAD = {
     "unknown dataset": (changed("tables.digits.dataset", "digitz"), "unknown dataset 'digitz'; did you mean 'digits'?"),
     "unknown defense": (changed("tables.digits.defenses", ["madri"]), "unknown defense 'madri'; did you mean 'madry'?"),
@@ -94,6 +96,31 @@ BAD = {
         changed("overrides.0.set.landscape", {"points": 24}),
         "landscape.points: 24 points a side have no centre; an odd number is needed",
     ),
+    "override of nothing": (
+        changed("overrides.1.where.defense", ["psat", "traeds"]),
+        "overrides.1.where touches no run of this study: unknown defense 'traeds' (allowed: madry, psat)",
+    ),
+    "override of another epsilon": (
+        changed("overrides.1.where", {"defense": "psat", "epsilon": "0.30"}),
+        "overrides.1.where touches no run of this study: unknown epsilon '0.30'; did you mean '0.3'? (allowed: 0.3)",
+    ),
+    "variant in no table": (TINY | {"variants": {"mean": VARIANT}}, "variants.mean stands in no table"),
+    "variant in disguise": (TINY | {"variants": {"psat": VARIANT}}, "variants.psat: there is a defense of that name"),
+    "one seed": (changed("tables.digits.seeds", 3), "tables.digits.seeds: a list is expected, such as [0.3]"),
+    "no seed": (changed("tables.digits.seeds", []), "tables.digits.seeds: at least 1 of them is needed"),
+    "seed in words": (changed("tables.digits.seeds", ["zero"]), "seeds.0: a whole number is expected, not 'zero'"),
+    "seed too large": (changed("tables.digits.seeds", [2**32]), "tables.digits.seeds.0: "),
+    "image of two": (changed("overrides.0.set.data", {"image": [28, 28]}), "data.image.0: "),
+    "three classes": (changed("overrides.0.set.data", {"classes": 3}), "data.classes: "),
+    "table of capitals": (
+        {"tables": {"Digits": TINY["tables"]["digits"]}},
+        "tables.Digits: only a-z, 0-9, '-' and '_'",
+    ),
+    "more images than there are": (
+        changed("overrides.0.set.evaluation.images", 361),
+        "evaluation.images asks for 361, but there are 360",
+    ),
+    "a template": ("tables: {{x}}", "not valid YAML"),
     "not a mapping": ([1, 2], "a mapping (key: value) is expected"),
     "no tables": ({"tables": {}}, "tables: "),
     "not yaml": ("tables: [", "not valid YAML"),
@@ -175,7 +202,7 @@ def test_a_run_outside_the_study_is_refused_with_the_nearest_one(tiny):
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "config").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_study_that_ships_is_valid(path):
     study = Study(path)
-    check(study.runs)
+    check(study, study.runs)
     schema = json.loads((REPOSITORY / "workflow/schemas/study.schema.json").read_text())
     jsonschema.validate(yaml.safe_load(path.read_text()), schema)
 

@@ -39,7 +39,7 @@ def write_images(folder, counts, size=(32, 32), mode="RGB"):
 def folder_study(write_study, tmp_path):
     """A study on an image folder: three classes of 20 training and 4 test images, defined by YAML alone."""
     for part, count in (("train", 20), ("test", 4)):
-        write_images(tmp_path / "pictures" / part, dict.fromkeys(("cat", "dog", "emu"), count))
+        write_images(tmp_path / "pictures" / part, dict.fromkeys(("cat", "dog", "emu", "fox"), count))
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets/pets.yaml").write_text(
         "data: {source: folder, root: pictures, image: [3, 32, 32], mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}\n"
@@ -50,15 +50,18 @@ def folder_study(write_study, tmp_path):
 
 def test_an_image_folder_needs_yaml_alone(folder_study, tmp_path):
     study = folder_study()
-    check(study.runs)
+    check(study, study.runs)
     run = one_run(study)
-    assert run.data.classes == 3
+    assert run.data.classes == 4
     train, validation, test = data.load(run, "train", "validation", "test")
-    assert (len(train), len(validation), len(test)) == (54, 6, 12)
-    assert test.labels.bincount().tolist() == [4, 4, 4]
-    x, _ = test.batch(slice(0, 1))
-    written = np.array(Image.open(tmp_path / "pictures/test/cat/000.png"))
-    assert torch.equal((x[0] * 255).round().to(torch.uint8), torch.from_numpy(written).permute(2, 0, 1))
+    assert (len(train), len(validation), len(test)) == (72, 8, 16)
+    assert test.labels.bincount().tolist() == [4, 4, 4, 4]
+    assert test.labels[:8].unique().numel() > 2  # the first so many are a fair sample, not a class
+    x, y = test.batch(slice(None))
+    for label, name in enumerate(("cat", "dog", "emu", "fox")):
+        files = [np.array(Image.open(path)) for path in sorted((tmp_path / "pictures/test" / name).iterdir())]
+        found = (x[y == label] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        assert sorted(image.tobytes() for image in files) == sorted(image.tobytes() for image in found)
 
 
 def test_the_prepared_file_is_made_once_and_again_when_damaged(folder_study, tmp_path):
@@ -68,7 +71,7 @@ def test_the_prepared_file_is_made_once_and_again_when_damaged(folder_study, tmp
     assert data.prepare(run).stat().st_mtime_ns == before
     path.write_bytes(path.read_bytes()[:100])
     data.prepare(run)
-    assert len(data.load(run, "train")[0]) == 54
+    assert len(data.load(run, "train")[0]) == 72
 
 
 def test_a_sample_of_the_training_images_is_even_over_the_classes(folder_study):
@@ -77,26 +80,33 @@ def test_a_sample_of_the_training_images_is_even_over_the_classes(folder_study):
         return torch.cat([part.pixels for part in found]), torch.cat([part.labels for part in found])
 
     every = {pixels.numpy().tobytes() for pixels in train_and_validation()[0]}
-    pixels, labels = train_and_validation(train_images=30)
-    assert labels.bincount().tolist() == [10, 10, 10]
-    assert len({image.numpy().tobytes() for image in pixels} & every) == 30
-    with pytest.raises(ConfigError, match=r"data\.train_images asks for 61, but there are only 60"):
-        train_and_validation(train_images=61)
-    with pytest.raises(ConfigError, match="60 images cannot be split in two evenly, with 2 apart"):
+    pixels, labels = train_and_validation(train_images=40)
+    assert labels.bincount().tolist() == [10, 10, 10, 10]
+    assert len({image.numpy().tobytes() for image in pixels} & every) == 40
+    with pytest.raises(ConfigError, match=r"data\.train_images asks for 81, but there are only 80"):
+        train_and_validation(train_images=81)
+    with pytest.raises(ConfigError, match="80 images cannot be split in two evenly, with 2 apart"):
         train_and_validation(train_images=2)
-    assert len(train_and_validation(train_images=60)[0]) == 60
+    assert len(train_and_validation(train_images=80)[0]) == 80
 
 
 def test_a_folder_with_one_class_is_refused_before_work(folder_study, tmp_path):
     write_images(tmp_path / "single/train", {"cat": 2})
     study = folder_study(root="single")
-    with pytest.raises(ConfigError, match="single/train must hold a folder for each of two or more classes"):
-        check(study.runs)
+    with pytest.raises(ConfigError, match="single/train must hold a folder for each of four or more classes"):
+        check(study, study.runs)
 
 
 def test_train_and_test_must_have_the_same_classes(folder_study, tmp_path):
-    write_images(tmp_path / "pictures/test/yak", {"x": 1})
-    with pytest.raises(ConfigError, match="pictures/test holds 4 class folders, not 3"):
+    (tmp_path / "pictures/test/dog").rename(tmp_path / "pictures/test/bee")
+    with pytest.raises(ConfigError, match="class folder 'bee' is in only one of pictures/train and pictures/test"):
+        data.prepare(one_run(folder_study()))
+
+
+def test_folders_without_images_are_one_sentence(folder_study, tmp_path):
+    for path in (tmp_path / "pictures/test").glob("*/*"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="dataset 'pets': there are no images under 'pictures'"):
         data.prepare(one_run(folder_study()))
 
 
@@ -183,7 +193,9 @@ def test_imagenette_is_read_in_its_own_format(write_study, tmp_path):
     train, validation, test = data.load(run, "train", "validation", "test")
     assert (len(train), len(validation), len(test)) == (108, 12, 120)
     assert test.pixels.shape[1:] == (3, 160, 160)
-    assert test.pixels[5, :, 80, 80].tolist() == pytest.approx([50, 0, 255], abs=4)
+    centres = test.pixels[:, :, 80, 80].int()
+    assert centres[:, 0].sort().values.tolist() == pytest.approx([10 * (i // 10) for i in range(120)], abs=4)
+    assert (centres[:, 1:] - torch.tensor([0, 255])).abs().max() <= 4
 
 
 def test_streamed_batches_equal_those_in_memory(tiny, monkeypatch):

@@ -115,7 +115,7 @@ def test_the_centre_is_the_runs_own_loss_and_figures_come_of_what_there_is(study
         assert accuracy[points // 2, points // 2] == selected["adversarial"]
     device = torch.device("cpu")
     x, y = sample(run, device)
-    logits = evaluation.trained_model(run, device)(x)
+    logits = evaluation.trained_model(run, device)[0](x)
     assert content["input_loss"][2, 2] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-6)
     assert content["input_accuracy"][2, 2] == selected["clean"]
     corner, attacked = content["random_loss"][0, 0], content["reattacked_loss"][0, 0]

@@ -184,7 +184,7 @@ def test_hsat_says_that_it_cannot_be_compiled(write_study):
     from studies import TINY
 
     override = {"training": {"compile": True}, "options": {"curriculum": {"kind": "steps", "epochs": [0, 1]}}}
-    study = TINY | {"overrides": [*TINY["overrides"], {"set": override}]}
+    study = TINY | {"overrides": [TINY["overrides"][0], {"set": override}]}
     study["tables"] = {"digits": TINY["tables"]["digits"] | {"defenses": ["hsat"]}}
     with pytest.raises(ConfigError, match="compile"):
         Trainer(Study(write_study(study)).run("digits/cnn/hsat/eps0.3/seed0"), torch.device("cpu"))

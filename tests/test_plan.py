@@ -19,7 +19,7 @@ def test_a_run_costs_its_steps_times_its_images(tiny):
     spent = cost(run, 10.0, 7)
     assert spent["training"] == pytest.approx(10 * passes * 2)
     assert spent["judging"] == 10 * 12 * STANDARD_PASSES
-    assert spent["bytes"] == 4 * 4 * 7
+    assert spent["bytes"] == 4 * 7 * 7
     fewer = run.model_copy(update={"data": run.data.model_copy(update={"train_images": 100})})
     assert cost(fewer, 10.0, 7)["training"] == pytest.approx(spent["training"] * 100 / 1437)
 

@@ -181,7 +181,7 @@ def test_out_of_memory_is_one_sentence(tiny, monkeypatch, capsys):
 def test_out_of_gpu_memory_in_evaluation_halves_the_batch(tiny, monkeypatch, caplog):
     run = tiny.run(ADDRESS)
     training.train(run)
-    model = evaluation.trained_model(run, torch.device("cpu"))
+    model = evaluation.trained_model(run, torch.device("cpu"))[0]
     x, y = evaluation.load(run, "test")[0].batch(slice(12))
     sizes, original = [], evaluation.pyautoattack.AutoAttack.run_standard_evaluation
 
@@ -193,7 +193,7 @@ def test_out_of_gpu_memory_in_evaluation_halves_the_batch(tiny, monkeypatch, cap
 
     monkeypatch.setattr(evaluation.pyautoattack.AutoAttack, "run_standard_evaluation", limited)
     broken_by = [""] * 12
-    evaluation.attack_block(model, x, y, "apgd-ce", 0.3, 0, broken_by)
+    evaluation.attack_block(model, x, y, "apgd-ce", epsilon=0.3, seed=0, classes=10, broken_by=broken_by)
     assert sizes == [12, 6, 3] and "going on with 3 images" in caplog.text
     assert "apgd-ce" in broken_by
 

@@ -111,7 +111,7 @@ def test_examples_are_what_the_network_says_of_images_within_the_ball(study):
     moved = np.abs(file["perturbed"] - file["clean"])
     assert 0.29 < moved.max() <= 0.3 + 1e-6
     assert file["perturbed"].min() >= 0 and file["perturbed"].max() <= 1
-    model = evaluation.trained_model(run, torch.device("cpu"))
+    model = evaluation.trained_model(run, torch.device("cpu"))[0]
     for images, predictions in (("clean", "prediction"), ("perturbed", "prediction_perturbed")):
         assert training.predict(model, torch.from_numpy(file[images])).tolist() == file[predictions].tolist()
 

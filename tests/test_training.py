@@ -24,7 +24,7 @@ def test_evaluation_agrees_with_autoattack_run_whole(tiny):
     summary = json.loads((run.folder / "autoattack.json").read_text())
     (images,) = load(run, "test")
     x, y = images.batch(slice(12))
-    model = evaluation.trained_model(run, torch.device("cpu"))
+    model = evaluation.trained_model(run, torch.device("cpu"))[0]
     official = pyautoattack.AutoAttack(model, eps=0.3, norm="Linf", version="standard", seed=0)
     _x_adv, y_adv = official.run_standard_evaluation(x, y, batch_size=512)
     assert (table["broken_by"] == "").tolist() == (y_adv == y).tolist()

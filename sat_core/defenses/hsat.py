@@ -24,8 +24,9 @@ from sat_core.difficulty import (
 class HSAT(SelfPaced):
     """PGD from the clean image stops for good before the first iterate whose psi_H exceeds lambda.
 
-    psi_H is not monotone (it vanishes for confident wrong predictions too), hence the stop for good. It is
-    ``min(1, curvature / Q)``; Q follows the 99th percentile of the curvatures met in training, half old, half new.
+    The last iterate is not asked. psi_H is not monotone (it vanishes for confident wrong predictions too), hence the
+    stop for good. It is ``min(1, curvature / Q)``; Q follows the 99th percentile of the curvatures met in training,
+    half old, half new.
     """
 
     metric: Literal["classifier", "gauss_newton"] = "classifier"

@@ -30,7 +30,7 @@ def check_once(study):
     if not record.exists() or record.read_text() != text:
         from sat_core.plan import check
 
-        check(study.runs)
+        check(study, study.runs)
         make_folder(study.folder)
         with atomic(record) as file:
             file.write(text)
@@ -178,7 +178,9 @@ def check_cluster():
         )
     from snakemake_executor_plugin_slurm.job_status_query import get_min_job_age
 
-    age, interval = get_min_job_age() or 0, settings.init_seconds_before_status_checks
+    age, interval = get_min_job_age(), settings.init_seconds_before_status_checks
+    if not age:
+        raise WorkflowError("SLURM's controller does not answer (scontrol show config): is this a node of the cluster?")
     if age < 3 * interval:
         raise WorkflowError(
             f"this cluster keeps no accounting database and forgets ended jobs after {age} s (MinJobAge): "
