@@ -56,22 +56,26 @@ class Images:
     def batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Indices, images and labels, ``size`` at a time, in the order given (CPU int64)."""
         parts = [part for part in order.split(size) if len(part)]  # an empty tensor splits into one empty part
-        if self.pixels.device.type == self.device.type:  # "cuda" and "cuda:0" are not equal
+        if self.pixels.device.type == self.device.type:  # not the devices themselves: "cuda" is not "cuda:0"
             for index in parts:
                 index = index.to(self.device)
                 yield index, *self.batch(index)
         else:
-            loader = DataLoader(
-                _Gather(self),
-                batch_size=None,
-                sampler=parts,
-                num_workers=2,
-                pin_memory=self.device.type == "cuda",
-                generator=torch.Generator(),  # else it draws from the global one, and resuming would differ
-            )
-            for index, pixels, labels in loader:
-                x = pixels.to(self.device, non_blocking=True).to(torch.float32).div_(self.scale)
-                yield index.to(self.device), x, labels.to(self.device)
+            yield from self.streamed(parts)
+
+    def streamed(self, parts: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The batches of these indices, gathered by processes of their own while the device computes."""
+        loader = DataLoader(
+            _Gather(self),
+            batch_size=None,
+            sampler=parts,
+            num_workers=2,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it draws from the global one, and resuming would differ
+        )
+        for index, pixels, labels in loader:
+            x = pixels.to(self.device, non_blocking=True).to(torch.float32).div_(self.scale)
+            yield index.to(self.device), x, labels.to(self.device)
 
     def to(self, device: torch.device) -> Images:
         """The same images for work on ``device``: moved there if they take less than half of its free memory."""

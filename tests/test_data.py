@@ -198,16 +198,21 @@ def test_imagenette_is_read_in_its_own_format(write_study, tmp_path):
     assert (centres[:, 1:] - torch.tensor([0, 255])).abs().max() <= 4
 
 
-def test_streamed_batches_equal_those_in_memory(tiny, monkeypatch):
+def test_streamed_batches_equal_those_in_memory(tiny):
     run = tiny.run("digits/cnn/madry/eps0.3/seed0")
     (train,) = data.load(run, "train")
     order = torch.randperm(len(train))
-    device = torch.device("cpu")
-    kept = list(train.to(device).batches(order, 100))
-    streamed = data.Images(train.pixels, train.labels, train.scale, torch.device("cpu", 0))
-    assert streamed.pixels.device != streamed.device  # so it takes the DataLoader's way
-    for one, other in zip(kept, streamed.batches(order, 100), strict=True):
+    kept = list(train.batches(order, 100))
+    for one, other in zip(kept, train.streamed(list(order.split(100))), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_what_lies_on_the_device_is_not_streamed(tiny, monkeypatch):
+    (train,) = data.load(tiny.run("digits/cnn/madry/eps0.3/seed0"), "train")
+    monkeypatch.setattr(data, "DataLoader", None)
+    device = torch.device("cpu", 0)  # tensors there say "cpu", as those moved to "cuda" say "cuda:0"
+    assert train.to(device).pixels.device != device
+    assert len(list(train.to(device).batches(torch.arange(250), 100))) == 3
 
 
 def test_what_does_not_fit_streams_and_the_log_says_so(tiny, monkeypatch, caplog):

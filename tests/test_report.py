@@ -72,18 +72,39 @@ def test_it_needs_nothing_but_itself_and_can_be_read_aloud(page):
     assert all(re.search('alt="[^"]{40,}"', image) for image in images)
 
 
-def test_it_renews_what_is_older_than_its_results_and_nothing_else(study, page):
-    table, figure = study.folder / "tables/digits.html", study.folder / "figures/digits-curves.png"
-    before, drawn = table.stat().st_mtime_ns, figure.read_bytes()
-    figure.unlink()
+def test_it_never_shows_what_is_no_longer_there(study, page):
+    verdict = study.run("digits/cnn/psat/eps0.3/seed0").folder / "autoattack.json"
+    content, figure = read_json(verdict), study.folder / "figures/digits-tradeoff.png"
+    cells, drawn = f"<td>{100 * content['clean']:.2f}</td><td>{100 * content['robust']:.2f}</td>", figure.read_bytes()
+    hidden = verdict.rename(verdict.with_suffix(".hidden"))
+    without = report.write_report(study).read_text(encoding="utf-8")
+    assert cells in page and cells not in without and figure.read_bytes() != drawn
+    hidden.rename(verdict)
     assert report.write_report(study).read_text(encoding="utf-8") == page
     assert figure.read_bytes() == drawn
-    assert table.stat().st_mtime_ns == before
-    for source in (study.run("digits/cnn/psat/eps0.3/seed0").folder / "autoattack.json", study.path):
-        before = table.stat().st_mtime_ns
-        source.touch()
-        report.write_report(study)
-        assert table.stat().st_mtime_ns > before
+
+
+def test_a_figure_of_complete_runs_is_drawn_again_only_for_newer_ones(study, page):
+    text = study.path.read_text()
+    study.path.write_text(text.replace("[0, 1]", "[0]").replace('"seed": 1', '"seed": 0').replace("1e+30", "0.05"))
+    try:
+        complete, figure = Study(study.path), study.folder / "figures/digits-tradeoff.png"
+        report.write_report(complete)
+        before = figure.stat().st_mtime_ns
+        report.write_report(complete)
+        assert figure.stat().st_mtime_ns == before
+        (complete.run("digits/cnn/psat/eps0.3/seed0").folder / "autoattack.json").touch()
+        report.write_report(complete)
+        assert figure.stat().st_mtime_ns > before
+    finally:
+        study.path.write_text(text)
+
+
+def test_the_log_of_another_seed_says_nothing(study):
+    folder = study.folder / "logs/train/digits/cnn/psat/eps0.3"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "seed10.log").write_text("of another seed")
+    assert report.last_words(study, "train", study.run("digits/cnn/psat/eps0.3/seed1")) == "not done yet."
 
 
 def test_a_damaged_result_is_told_and_the_rest_is_shown(study, page):

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from studies import REPOSITORY, TINY
 
-from sat_core import tables
+from sat_core import figures, tables
 from sat_core.__main__ import main
 from sat_core.config import ConfigError, Epsilon, Study
 from sat_core.files import checksum, read_json, write_json
@@ -143,6 +143,27 @@ def test_memory_of_a_gpu_has_a_column_if_there_was_one(judged):
     path = judged.run("digits/cnn/psat/eps0.3/seed0").folder / "run.json"
     write_json(path, read_json(path) | {"peak_memory_mb": {"main": 700.0, "gpu": 1234.5}})
     assert sheets(judged)[2].cells["GPU memory (MB)"].map(lambda cell: cell.text).tolist() == ["n/a", "1234"]
+
+
+def test_a_damaged_history_is_told(judged):
+    path = judged.run("digits/cnn/madry/eps0.3/seed0").folder / "history.csv"
+    path.write_text("")
+    with pytest.raises(ConfigError, match=r"history\.csv is damaged"):
+        tables.histories(judged, judged.file.tables["digits"])
+
+
+def test_models_are_never_drawn_over_one_another(write_study):
+    content = copy.deepcopy(TINY)
+    content["tables"]["digits"] |= {"models": ["cnn", "small"], "defenses": ["madry"]}
+    del content["overrides"][1]
+    study = Study(write_study(content))
+    for model, robust in (("cnn", ""), ("small", "square")):
+        write_run(study.run(f"digits/{model}/madry/eps0.3/seed0"), LABELS, [robust] * 10)
+    axes = figures.tradeoff(study, "digits").axes
+    assert [axis.get_title().split("\n")[-1] for axis in axes] == ["cnn", "small"]
+    points = [[tuple(point) for found in axis.collections for point in found.get_offsets()] for axis in axes]
+    assert points == [[(100, 100)], [(100, 0)]]
+    figures.plt.close("all")
 
 
 def test_the_paper_stands_beside_ours_with_the_difference(mnist):

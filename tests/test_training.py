@@ -9,8 +9,10 @@ import pyautoattack
 import pytest
 import torch
 
-from sat_core import evaluation, training
+from sat_core import data, evaluation, models, training
 from sat_core.__main__ import main
+from sat_core.attacks import PGD
+from sat_core.config import Data
 from sat_core.data import load
 
 ADDRESS = "digits/cnn/psat/eps0.3/seed0"
@@ -38,6 +40,30 @@ def test_evaluation_agrees_with_autoattack_run_whole(tiny):
     assert summary["weights"] == record["files"]["model.safetensors"]
     peak_by_now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     assert 150 < record["peak_memory_mb"]["main"] <= peak_by_now  # torch alone takes more than 150 MB
+
+
+@pytest.mark.parametrize("classes", [4, 7])
+def test_autoattack_targets_every_class_where_there_are_few(classes):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes)).requires_grad_(False)
+    x = torch.rand(30, 1, 8, 8)
+    y, broken_by = training.predict(model, x), [""] * 30
+    for attack in evaluation.ATTACKS:
+        evaluation.attack_block(model, x, y, attack, epsilon=0.1, seed=0, classes=classes, broken_by=broken_by)
+    margins = (model(x).gather(1, y[:, None]) - model(x)) - 0.1 * (
+        model[1].weight[y][:, None] - model[1].weight
+    ).abs().sum(dim=2)
+    margins.scatter_(1, y[:, None], float("inf"))
+    breakable = margins.amin(dim=1) < 0  # of a linear network in the ball, images near 0 or 1 apart
+    assert not any(by and not can for by, can in zip(broken_by, breakable.tolist(), strict=True))
+    assert 0 < sum(by != "" for by in broken_by) < 30
+
+
+def test_validation_of_images_that_are_all_misclassified():
+    model = models.build("cnn", Data(source="digits", image=(1, 8, 8), classes=10))
+    images = data.Images(torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8), torch.zeros(5, dtype=torch.int64))
+    images.labels[:] = (training.predict(model, images.batch(slice(None))[0]) + 1) % 10
+    assert training.accuracies(model, images, PGD(0.1, 0.02, 2)) == (0, 0)
 
 
 def test_evaluating_an_untrained_run_says_what_to_do(tiny, capsys):
