@@ -7,6 +7,7 @@ looks at the queue.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ STUDY = {
 
 def main() -> None:
     """Print the table of the allocations."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     if reason := missing():
         sys.exit(reason)
     with tempfile.TemporaryDirectory() as name, Cluster(Path(name)) as cluster:

@@ -6,6 +6,7 @@ Below them, from processes that take turns: Madry's step where freed memory is k
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import tempfile
@@ -29,6 +30,7 @@ NETWORKS = (
 
 def main() -> None:
     """Print the table: medians in ms, and as a ratio to the plain network of the same rounds."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     rows = []
     for name, image, batch in NETWORKS:
         torch.manual_seed(0)

@@ -1,7 +1,9 @@
 """Study files: what they mean, and one sentence for each way of getting them wrong."""
 
 import copy
+import importlib
 import json
+import re
 
 import jsonschema
 import pytest
@@ -9,7 +11,7 @@ import yaml
 from studies import REPOSITORY, TINY
 
 from sat_core.__main__ import main
-from sat_core.config import ConfigError, Epsilon, RunId, Study
+from sat_core.config import ConfigError, Epsilon, RunId, Study, defense_names
 from sat_core.plan import check
 
 
@@ -213,3 +215,24 @@ def test_the_editor_schemas_are_those_of_the_code():
     for name, model in (("study", StudyFile), ("dataset", DatasetFile)):
         committed = json.loads((REPOSITORY / f"workflow/schemas/{name}.schema.json").read_text())
         assert committed == model.model_json_schema(), "run `make schemas`"
+
+
+def test_the_page_of_settings_is_that_of_the_code(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "workflow/schemas")
+    refresh = importlib.import_module("refresh")
+    assert (REPOSITORY / "docs/settings.md").read_text() == refresh.settings(), "run `make schemas`"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_examples_in_the_documents_are_valid(page, write_study, tmp_path):
+    (found,) = re.findall("```yaml\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
+    if page == "CONTRIBUTING.md":
+        (tmp_path / "datasets").mkdir()
+        (tmp_path / "datasets/pets.yaml").write_text(found)
+        for part in ("train", "test"):
+            for label in ("cat", "dog", "emu", "fox"):
+                (tmp_path / "data/pets" / part / label).mkdir(parents=True)
+        table = {"dataset": "pets", "models": ["preactresnet18"], "defenses": sorted(defense_names())}
+        found = yaml.safe_dump({"tables": {"pets": table | {"epsilons": ["8/255"]}}})
+    study = Study(write_study(found, "example"))
+    check(study, study.runs)

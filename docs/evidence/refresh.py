@@ -5,8 +5,10 @@ The accuracies, losses, steps and eigenvalues in README.md here are in the files
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,20 +31,32 @@ CELL = ["defense", "epsilon"]
 
 
 def main() -> None:
-    """Everything, study by study."""
-    for name in STUDIES:
-        study, folder = Study(f"config/{name}.yaml"), HERE / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for title, table in study.file.tables.items():
-            for part in PARTS:
-                shutil.copy(study.folder / "tables" / f"{title}{part}.md", folder)
-            for picture in sorted((study.folder / "figures").glob(f"{title}-*.png")):
-                if picture.stem.removeprefix(f"{title}-") in FIGURES:
-                    shrink(picture, folder / picture.name)
-            provenance(study, table).to_csv(folder / f"{title}-runs.csv", index=False, float_format="%.6g")
-            (folder / f"{title}-numbers.md").write_text("\n".join(numbers(study, title, table)))
-        print(f"written: {folder.relative_to(HERE.parents[1])}")
+    """The command line: see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("studies", nargs="*", default=STUDIES, metavar="STUDY", help="all of them if none is named")
+    for name in parser.parse_args().studies:
+        study = Study(f"config/{name}.yaml")
+        if not (study.folder / "report.html").exists():
+            sys.exit(f"error: {study.folder} is not complete: snakemake --configfile {study.path} first")
+        with tempfile.TemporaryDirectory() as new:
+            write(study, Path(new))
+            shutil.rmtree(HERE / name, ignore_errors=True)
+            shutil.copytree(new, HERE / name)
+        print(f"written: {(HERE / name).relative_to(HERE.parents[1])}")
+
+
+def write(study: Study, folder: Path) -> None:
+    """Everything of one study."""
+    for title, table in study.file.tables.items():
+        for part in PARTS:
+            shutil.copy(study.folder / "tables" / f"{title}{part}.md", folder)
+        for picture in sorted((study.folder / "figures").glob(f"{title}-*.png")):
+            if picture.stem.removeprefix(f"{title}-") in FIGURES:
+                shrink(picture, folder / picture.name)
+        provenance(study, table).to_csv(folder / f"{title}-runs.csv", index=False, float_format="%.6g")
+        history = tables.histories(study, table).set_index(tables.ADDRESS).drop(columns="seconds")
+        history.to_csv(folder / f"{title}-history.csv", float_format="%.4g")
+        (folder / f"{title}-numbers.md").write_text("\n".join(numbers(study, title, table)))
 
 
 def shrink(source: Path, target: Path) -> None:

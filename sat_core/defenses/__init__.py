@@ -100,15 +100,20 @@ class SelfPaced(Defense):
         return rule if limit < self.difficulty_range[1] else None
 
 
-def build(name: str, options: dict[str, Any], training: Training) -> Defense:
-    """The defense ``name`` with its options checked; raises ConfigError."""
+def find(name: str) -> type[Defense]:
+    """The class of a defense that there is."""
     module = importlib.import_module(f"{__name__}.{name}")
     (found,) = (
         member
         for _, member in inspect.getmembers(module, inspect.isclass)
         if issubclass(member, Defense) and member.__module__ == module.__name__
     )
-    defense = parse(found, options, f"options of defense '{name}'")
+    return found
+
+
+def build(name: str, options: dict[str, Any], training: Training) -> Defense:
+    """The defense ``name`` with its options checked; raises ConfigError."""
+    defense = parse(find(name), options, f"options of defense '{name}'")
     try:
         defense.check(training)
     except ValueError as error:
