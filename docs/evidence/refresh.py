@@ -39,14 +39,15 @@ def main() -> None:
         if not (study.folder / "report.html").exists():
             sys.exit(f"error: {study.folder} is not complete: snakemake --configfile {study.path} first")
         with tempfile.TemporaryDirectory() as new:
-            write(study, Path(new))
+            write(study, folder := Path(new, name))
             shutil.rmtree(HERE / name, ignore_errors=True)
-            shutil.copytree(new, HERE / name)
+            shutil.copytree(folder, HERE / name)
         print(f"written: {(HERE / name).relative_to(HERE.parents[1])}")
 
 
 def write(study: Study, folder: Path) -> None:
-    """Everything of one study."""
+    """Everything of one study, into a new folder."""
+    folder.mkdir()
     for title, table in study.file.tables.items():
         for part in PARTS:
             shutil.copy(study.folder / "tables" / f"{title}{part}.md", folder)
