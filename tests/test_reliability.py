@@ -230,11 +230,11 @@ def test_shards_and_interruptions_do_not_change_the_verdict(copy, monkeypatch):
         (run.folder / name).unlink()
     original, calls = evaluation.attack_block, []
 
-    def dying(*arguments):
+    def dying(*arguments, **options):
         calls.append(arguments[3])
         if len(calls) == 3:
             raise KeyboardInterrupt
-        original(*arguments)
+        original(*arguments, **options)
 
     monkeypatch.setattr(evaluation, "attack_block", dying)
     with pytest.raises(KeyboardInterrupt):
