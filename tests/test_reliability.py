@@ -249,6 +249,16 @@ def test_shards_and_interruptions_do_not_change_the_verdict(copy, monkeypatch):
     assert not (run.folder / evaluation.PARTS).exists()
 
 
+def test_a_block_of_other_weights_is_judged_again(copy):
+    run, expected = copy
+    (run.folder / "autoattack.json").unlink()
+    evaluation.evaluate(run, (1, 3))
+    block = run.folder / evaluation.PARTS / "block0000.json"
+    write_json(block, read_json(block) | {"weights": "others", "broken_by": [""] * 5})
+    evaluation.evaluate(run)
+    assert results(run) == expected
+
+
 def test_a_damaged_block_is_judged_again(copy, caplog):
     run, expected = copy
     (run.folder / "autoattack.json").unlink()
