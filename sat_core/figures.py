@@ -263,11 +263,11 @@ def spectrum(study: Study, name: str) -> Figure:
     t = np.linspace(nodes.min() - 4 * kernel, nodes.max() + 4 * kernel, 2000)
     for axis, group in zip(axes[0], groups, strict=True):
         axis.set_title(heading(table, *group, "\n"))
-        axis.set_xlabel("eigenvalue of the Hessian")
         for id, spectrum in found:
             if (id.model, id.epsilon) == group:
                 bells = np.exp(-0.5 * ((t[:, None] - spectrum["nodes"]) / kernel) ** 2) / (kernel * np.sqrt(2 * np.pi))
                 axis.plot(t, bells @ spectrum["weights"], color=looks[id.defense][0], lw=1.3, label=id.defense)
+    figure.supxlabel("eigenvalue of the Hessian", fontsize="medium")
     axes[0, 0].set(yscale="log", ylim=(1e-7, 30 / kernel), ylabel=f"density (kernel width {kernel:.2g})")
     legend(figure, *axes[0])
     return figure
