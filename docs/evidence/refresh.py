@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from sat_core import tables  # noqa: E402
-from sat_core.config import PARTS, Study, Table  # noqa: E402
+from sat_core.config import PARTS, ConfigError, Study, Table  # noqa: E402
 from sat_core.figures import measured  # noqa: E402
 from sat_core.files import read_json  # noqa: E402
 
@@ -35,7 +35,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("studies", nargs="*", default=STUDIES, metavar="STUDY", help="all of them if none is named")
     for name in parser.parse_args().studies:
-        study = Study(f"config/{name}.yaml")
+        try:
+            study = Study(f"config/{name}.yaml")
+        except ConfigError as error:
+            sys.exit(f"error: {error}")
         if not (study.folder / "report.html").exists():
             sys.exit(f"error: {study.folder} is not complete: snakemake --configfile {study.path} first")
         with tempfile.TemporaryDirectory() as new:
