@@ -41,7 +41,7 @@ def main() -> None:
         half = copy.deepcopy(folded)
         half.bfloat16 = True
         compiled = copy.deepcopy(half)
-        models.compile_in_place(compiled)
+        models.compile_in_place(compiled, batch)
         variants = {
             "float32, NCHW": plain(folded),
             "+ channels_last": plain(folded).to(memory_format=torch.channels_last),

@@ -85,7 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not re.search("out of memory|can't allocate memory", f"{type(error).__name__} {error}".lower()):
             raise
-        print("error: out of memory; lower training.batch_size or evaluation.batch_size", file=sys.stderr)
+        part = {"train": "training", "evaluate": "evaluation"}.get(options.verb, "curvature")
+        print(f"error: out of memory; lower {part}.batch_size", file=sys.stderr)
         return 2
     return 0
 

@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+GRANULE = {"cuda": 16}
+"""A batch shrinks by so many images at once: cuDNN plans every layer anew for each size that it has not met."""
+
 
 @dataclass(frozen=True)
 class Perturbation:
@@ -30,7 +33,7 @@ class Perturbation:
 
 
 class Iterate:
-    """The samples still under attack, before a step: what a stopping rule may look at.
+    """The samples still in the batch, before a step: what a stopping rule may look at. It cannot free one that stopped.
 
     ``rows`` (n,): which samples of the batch these are; ``x`` (n, C, H, W); ``logits`` (n, classes); ``loss`` (n,),
     the inner loss of each; ``step``: how many steps came before.
@@ -77,9 +80,10 @@ class PGD:
         """Maximise ``loss`` over the ball of radius epsilon around ``x``, within [0, 1], from ``start``.
 
         A sample that ``keep_going`` stops stays for good at the iterate it was stopped at or, with
-        ``keep_last_allowed``, at the one before; it leaves the batch and costs nothing more (unless batch norm looks
-        at the whole batch). ``epsilon`` and ``step_size`` stand in for the attack's own and may be per sample,
-        (N, 1, 1, 1). Parameters are frozen meanwhile; the model comes back as it was: modes, buffers, ``.grad``.
+        ``keep_last_allowed``, at the one before; it leaves the batch (on a GPU with 15 others) and costs nothing more,
+        unless batch norm looks at the whole batch. ``epsilon`` and ``step_size`` stand in for the attack's own and may
+        be per sample, (N, 1, 1, 1). Parameters are frozen meanwhile; the model comes back as it was: modes, buffers,
+        ``.grad``.
         """
         epsilon = self.epsilon if epsilon is None else epsilon
         size = self.step_size if step_size is None else step_size
@@ -89,6 +93,7 @@ class PGD:
         rows = torch.arange(len(x), device=x.device)
         taken = torch.zeros_like(rows)
         go, moving = torch.ones_like(rows, dtype=torch.bool), len(x)
+        granule = GRANULE.get(x.device.type, 1)
         leaving = self.batchnorm == "eval"  # in train mode every sample's logits depend on the whole batch
         with frozen(model, self.batchnorm), torch.enable_grad():
             for step in range(self.steps):
@@ -105,14 +110,17 @@ class PGD:
                 if not moving:
                     break
                 moved = (current + size * iterate.gradient.sign()).clamp_(*bounds)
-                if leaving and moving < len(rows):
+                kept = -(-moving // granule) * granule
+                if leaving and kept < len(rows):
                     result.index_copy_(0, rows, current)
-                    move = go.nonzero().squeeze(1)
-                    current, moved, rows, go = (t.index_select(0, move) for t in (current, moved, rows, go))
-                    bounds = bounds.index_select(1, move)
+                    keep = go.argsort(descending=True, stable=True)[:kept]
+                    current, moved, rows, go = (t.index_select(0, keep) for t in (current, moved, rows, go))
+                    bounds = bounds.index_select(1, keep)
                     if isinstance(size, Tensor):
-                        size = size.index_select(0, move)
-                previous, current = current, moved if leaving else torch.where(go[:, None, None, None], moved, current)
+                        size = size.index_select(0, keep)
+                if moving < len(rows):
+                    moved = torch.where(go[:, None, None, None], moved, current)
+                previous, current = current, moved
                 taken.index_add_(0, rows, go.long())
         result.index_copy_(0, rows, current)
         return Perturbation(result, taken)

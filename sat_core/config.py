@@ -212,7 +212,7 @@ class Evaluation(Frozen):
     images: Count | None = Field(None, description="the first so many test images; all of them if absent")
     batch_size: Count = 512
     seed: Natural = 0
-    shards: Count = Field(1, description="how many jobs share the work; the result does not depend on it")
+    shards: Count = Field(1, description="how many jobs share the work; on a CPU the result does not depend on it")
 
 
 class Curvature(Frozen):
@@ -223,7 +223,7 @@ class Curvature(Frozen):
 
     split: Literal["train", "validation", "test"] = "train"
     images: Count = Field(500, description="size of the sample, which is the same for every run of a dataset")
-    batch_size: Count = Field(500, description="images at a time; changes memory, not the result")
+    batch_size: Count = Field(100, description="images at a time; changes memory, not the result")
     steps: Annotated[int, Field(ge=2, strict=True)] = Field(40, description="of Lanczos, at most")
     tolerance: Positive = Field(1e-3, description="of ||Hv - lambda v|| / lambda_max, at which Lanczos stops")
     probes: Natural = Field(3, description="random vectors of the spectral density; 0: no density")
@@ -249,16 +249,18 @@ class Landscape(Frozen):
 
 
 class Resources(Frozen):
-    """What a run's jobs ask of the machine; all but `threads` bind on a cluster only and may change between attempts.
+    """What a run's jobs ask of the machine; all but `threads` may change between attempts.
 
-    `threads` is part of the result, because sums depend on it in the last bit.
+    `threads` is part of the result, because sums depend on it in the last bit. Memory and time bind on a cluster only.
     """
 
     threads: Count = 1
     mem_mb: Annotated[int, Field(ge=500, strict=True, description="main memory; a second attempt gets twice this")] = (
         4000
     )
-    gpus: Annotated[int, Field(ge=0, le=1, strict=True)] = 1
+    gpus: Annotated[int, Field(ge=0, le=1, strict=True)] = Field(
+        1, description="1: a GPU if there is one; 0: the processor alone"
+    )
     runs_per_gpu: Literal[1, 2, 4, 8] = Field(1, description="so many runs, trained and judged, share one allocation")
     train_minutes: Count = Field(60, description="time limit; a second attempt gets twice this")
     evaluate_minutes: Count = Field(60, description="of AutoAttack, of a shard of it, of curvature, of a landscape")

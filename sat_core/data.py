@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,7 @@ class Images:
             sampler=parts,
             num_workers=2,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=_ignore_sigterm,
             generator=torch.Generator(),  # else it draws from the global one, and resuming would differ
         )
         for index, pixels, labels in loader:
@@ -86,6 +88,11 @@ class Images:
             return Images(self.pixels, self.labels, self.scale, device)
         log.info("%d images (%.3f GB) are kept on %s", len(self), size / 1e9, device)
         return Images(self.pixels.to(device), self.labels.to(device), self.scale, device)
+
+
+def _ignore_sigterm(_: int) -> None:
+    """It reaches every process of a job; this one must live on until the training has saved, which then ends it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Gather:

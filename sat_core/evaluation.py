@@ -73,6 +73,7 @@ def judged_block(run: Run, model: nn.Module, weights: str, number: int, x: Tenso
         "labels": y.tolist(),
         "predictions": prediction.tolist(),
         "broken_by": ["" if right else "clean" for right in (prediction == y).tolist()],
+        "batch_size": run.evaluation.batch_size,
         "seconds": {},
     }
     if path.exists():
@@ -84,7 +85,10 @@ def judged_block(run: Run, model: nn.Module, weights: str, number: int, x: Tenso
     settings = {"epsilon": run.epsilon.value, "seed": run.evaluation.seed + number, "classes": run.data.classes}
     for attack in ATTACKS[len(block["seconds"]) :]:
         began = time.perf_counter()
-        attack_block(model, x, y, attack, broken_by=block["broken_by"], **settings)
+        done = attack_block(
+            *(model, x, y, attack), broken_by=block["broken_by"], batch_size=block["batch_size"], **settings
+        )
+        block["batch_size"] = done
         block["seconds"][attack] = time.perf_counter() - began
         write_json(path, block)
     return block
@@ -100,32 +104,35 @@ def attack_block(
     seed: int,
     classes: int,
     broken_by: list[str],
-) -> None:
+    batch_size: int,
+) -> int:
     """One attack of AutoAttack on the images of a block that are still standing; marks in ``broken_by`` what it breaks.
 
     The four attacks run one by one, each on the images that all before it left standing, which is what AutoAttack
     does itself; only so does one learn which attack broke which image, and only so can one resume. The targeted ones
-    take the 9 likeliest wrong classes; with fewer than 10 classes, all of them.
+    take the 9 likeliest wrong classes; with fewer than 10 classes, all of them. Returns ``batch_size``, or half of it,
+    or a quarter.., where a GPU's memory held no more: AutoAttack's random numbers then come otherwise.
     """
     standing = torch.tensor([i for i, by in enumerate(broken_by) if not by], device=x.device, dtype=torch.int64)
     if not len(standing):
-        return
+        return batch_size
     adversary = pyautoattack.AutoAttack(model, eps=epsilon, norm="Linf", seed=seed, device=x.device)
     adversary.attacks_to_run = [attack]
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
-    x, y, size = x[standing], y[standing], len(x)
+    x, y = x[standing], y[standing]
     while True:
         try:
-            x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=size)
+            x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=batch_size)
             break
         except torch.OutOfMemoryError:
-            if size == 1:
+            if batch_size == 1:
                 raise
-            size = -(-size // 2)
-            torch.cuda.empty_cache()
-            log.warning("out of GPU memory in %s: going on with %d images at a time", attack, size)
+        torch.cuda.empty_cache()  # not above: while the error is at hand, so is all that the attack held
+        batch_size = -(-min(batch_size, len(x)) // 2)
+        log.warning("out of GPU memory in %s: going on with %d images at a time", attack, batch_size)
     for i in standing[predict(model, x_adv) != y].tolist():
         broken_by[i] = attack
+    return batch_size
 
 
 def write_results(run: Run, weights: str, blocks: list[dict[str, Any]], device: torch.device) -> None:
@@ -135,7 +142,7 @@ def write_results(run: Run, weights: str, blocks: list[dict[str, Any]], device: 
     with atomic(run.folder / "autoattack.csv") as file:
         csv.writer(file).writerows([("index", "label", "prediction", "broken_by"), *rows])
     seconds = {attack: sum(block["seconds"][attack] for block in blocks) for attack in ATTACKS}
-    summary = summarise(run, [row[3] for row in rows], seconds)
+    summary = summarise(run, [row[3] for row in rows], seconds, min(block["batch_size"] for block in blocks))
     files = {"autoattack.csv": checksum(run.folder / "autoattack.csv")}
     judged = {"weights": weights, "device": device_name(device), "files": files}
     write_json(run.folder / "autoattack.json", summary | judged)
@@ -180,7 +187,7 @@ def trained_model(run: Run, device: torch.device) -> tuple[nn.Module, str]:
     return model.to(device).eval().requires_grad_(False), weights
 
 
-def summarise(run: Run, broken_by: list[str], seconds: dict[str, float]) -> dict[str, object]:
+def summarise(run: Run, broken_by: list[str], seconds: dict[str, float], batch_size: int) -> dict[str, object]:
     """The content of ``autoattack.json``: accuracies in [0, 1] out of what broke each image."""
     standing, n = len(broken_by) - broken_by.count("clean"), len(broken_by)
     clean, after = standing / n, {}
@@ -193,7 +200,7 @@ def summarise(run: Run, broken_by: list[str], seconds: dict[str, float]) -> dict
         "version": "standard",
         "pyautoattack": pyautoattack.__version__,
         "seed": run.evaluation.seed,
-        "batch_size": run.evaluation.batch_size,
+        "batch_size": batch_size,
         "n": n,
         "clean": clean,
         "after": after,

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import ctypes
 import logging
+import os
 import resource
 import signal
 import time
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
+DRIVER = Path("/dev/nvidiactl")
+"""There where NVIDIA's driver is."""
 
 
 def train(run: Run) -> None:
@@ -102,10 +105,21 @@ def is_complete(folder: Path, digest: str) -> bool:
 
 
 def take_device(run: Run) -> torch.device:
-    """Make this process ready to compute for ``run``: the first GPU that it may see, else the run's CPU threads."""
+    """Make this process ready to compute for ``run``: the first GPU that it may see, else the run's CPU threads.
+
+    Raises ConfigError where the process was given a GPU by name that torch cannot use, rather than be slow for days.
+    """
     torch.set_num_threads(run.resources.threads)
     keep_freed_memory()
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if run.resources.gpus and torch.cuda.is_available():
+        torch.backends.cudnn.deterministic = True
+        return torch.device("cuda")
+    if run.resources.gpus and os.environ.get("CUDA_VISIBLE_DEVICES") and DRIVER.exists():
+        raise ConfigError(
+            f"torch {torch.__version__} cannot use the GPU that this job was given: its driver may be too old for CUDA "
+            f"{torch.version.cuda} (nvidia-smi shows both); to go on without a GPU, set resources: {{gpus: 0}}"
+        )
+    return torch.device("cpu")
 
 
 def keep_freed_memory() -> None:
@@ -138,7 +152,7 @@ class Trainer:
         self.model = models.build(run.model, run.data).to(self.device)
         models.compute_in(run.training.precision, self.model)
         if run.training.compile:
-            models.compile_in_place(self.model)
+            models.compile_in_place(self.model, run.training.batch_size)
         self.defense_state = self.defense.initial_state(len(self.train_images), self.device)
         config = run.training
         self.optimizer = torch.optim.SGD(
@@ -276,7 +290,7 @@ class Trainer:
         )
 
 
-def accuracies(model: nn.Module, images: Images, attack: PGD, batch_size: int = 1000) -> tuple[float, float]:
+def accuracies(model: nn.Module, images: Images, attack: PGD, batch_size: int = 250) -> tuple[float, float]:
     """Clean accuracy and accuracy under ``attack`` on cross entropy, both in [0, 1].
 
     An image counts as broken as soon as any iterate is misclassified, and is not attacked further.
@@ -303,8 +317,10 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def device_name(device: torch.device) -> str:
-    """For the records: the GPU's name, or the CPU with the threads in use."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    """For the records: the GPU's name and torch's CUDA, or the CPU with the threads in use."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    return f"CPU, {torch.get_num_threads()} threads"
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

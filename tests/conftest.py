@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import yaml
 from studies import TINY
 
 from sat_core.config import Study
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are compared bit for bit, which is promised for the processor
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Datasets on disk in their real formats, image folders, augmentation, and what can be wrong with them."""
 
+import multiprocessing
 import pickle
 import tarfile
 
@@ -205,6 +206,18 @@ def test_streamed_batches_equal_those_in_memory(tiny):
     kept = list(train.batches(order, 100))
     for one, other in zip(kept, train.streamed(list(order.split(100))), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_streaming_survives_a_signal_to_all_processes_of_a_job(tiny):
+    """So that the training can save before it ends."""
+    (train,) = data.load(tiny.run("digits/cnn/madry/eps0.3/seed0"), "train")
+    parts = list(torch.arange(len(train)).split(20))
+    batches = train.streamed(parts)
+    next(batches), next(batches)  # one of each worker: both are up
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+    assert len(workers) == 2 and len(list(batches)) == len(parts) - 2
 
 
 def test_what_lies_on_the_device_is_not_streamed(tiny, monkeypatch):

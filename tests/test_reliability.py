@@ -193,9 +193,15 @@ def test_out_of_gpu_memory_in_evaluation_halves_the_batch(tiny, monkeypatch, cap
 
     monkeypatch.setattr(evaluation.pyautoattack.AutoAttack, "run_standard_evaluation", limited)
     broken_by = [""] * 12
-    evaluation.attack_block(model, x, y, "apgd-ce", epsilon=0.3, seed=0, classes=10, broken_by=broken_by)
-    assert sizes == [12, 6, 3] and "going on with 3 images" in caplog.text
+    settings = {"epsilon": 0.3, "seed": 0, "classes": 10, "broken_by": broken_by}
+    assert evaluation.attack_block(model, x, y, "apgd-ce", batch_size=500, **settings) == 3
+    assert sizes == [500, 6, 3] and "going on with 3 images" in caplog.text
     assert "apgd-ce" in broken_by
+    sizes.clear()
+    original = lambda self, x, y, batch_size: (x, y)  # noqa: E731  (an attack that fails, so that each has its turn)
+    evaluation.evaluate(run)
+    assert len(set(sizes)) > 1 and len(set(sizes[-4:])) == 1  # what fits is not found out anew by each attack
+    assert read_json(run.folder / "autoattack.json")["batch_size"] == sizes[-1] <= 4
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +240,7 @@ def test_shards_and_interruptions_do_not_change_the_verdict(copy, monkeypatch):
         calls.append(arguments[3])
         if len(calls) == 3:
             raise KeyboardInterrupt
-        original(*arguments, **options)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(evaluation, "attack_block", dying)
     with pytest.raises(KeyboardInterrupt):

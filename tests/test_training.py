@@ -8,11 +8,12 @@ import pandas as pd
 import pyautoattack
 import pytest
 import torch
+from studies import TINY
 
 from sat_core import data, evaluation, models, training
 from sat_core.__main__ import main
 from sat_core.attacks import PGD
-from sat_core.config import Data
+from sat_core.config import ConfigError, Data, Study
 from sat_core.data import load
 
 ADDRESS = "digits/cnn/psat/eps0.3/seed0"
@@ -42,6 +43,21 @@ def test_evaluation_agrees_with_autoattack_run_whole(tiny):
     assert 150 < record["peak_memory_mb"]["main"] <= peak_by_now  # torch alone takes more than 150 MB
 
 
+def test_a_gpu_is_used_if_wanted_and_one_that_torch_cannot_use_is_told(write_study, tmp_path, monkeypatch):
+    without = TINY | {"overrides": [*TINY["overrides"], {"set": {"resources": {"gpus": 0}}}]}
+    run, alone = (Study(write_study(study)).run("digits/cnn/psat/eps0.3/seed0") for study in (TINY, without))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(training, "DRIVER", tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert training.take_device(run).type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert training.take_device(alone).type == "cpu"
+    with pytest.raises(ConfigError, match="cannot use the GPU that this job was given"):
+        training.take_device(run)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert training.take_device(alone).type == "cpu"
+
+
 @pytest.mark.parametrize("classes", [4, 7])
 def test_autoattack_targets_every_class_where_there_are_few(classes):
     torch.manual_seed(0)
@@ -49,7 +65,9 @@ def test_autoattack_targets_every_class_where_there_are_few(classes):
     x = torch.rand(30, 1, 8, 8)
     y, broken_by = training.predict(model, x), [""] * 30
     for attack in evaluation.ATTACKS:
-        evaluation.attack_block(model, x, y, attack, epsilon=0.1, seed=0, classes=classes, broken_by=broken_by)
+        evaluation.attack_block(
+            model, x, y, attack, epsilon=0.1, seed=0, classes=classes, broken_by=broken_by, batch_size=len(x)
+        )
     margins = (model(x).gather(1, y[:, None]) - model(x)) - 0.1 * (
         model[1].weight[y][:, None] - model[1].weight
     ).abs().sum(dim=2)

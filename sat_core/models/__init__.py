@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Literal
 
 import torch
@@ -27,10 +28,12 @@ BUILDERS = {
 class Normalized(nn.Module):
     """A network that normalises its own input, so that attacks work on plain pixels.
 
-    With ``bfloat16`` its layers compute in that precision (weights, input and logits stay float32).
+    With ``bfloat16`` its layers compute in that precision (weights, input and logits stay float32). Where it is
+    compiled, that is for batches of ``compiled_size``; others pass through it as it is written.
     """
 
     bfloat16 = False
+    compiled_size: int | None = None
 
     def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
@@ -40,10 +43,12 @@ class Normalized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mean) / self.std
-        if not self.bfloat16:
-            return self.network(x)
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return self.network(x).float()
+        as_written = self.compiled_size not in (None, len(x))
+        with torch.compiler.set_stance("force_eager") if as_written else contextlib.nullcontext():
+            if not self.bfloat16:
+                return self.network(x)
+            with torch.autocast(x.device.type, torch.bfloat16):
+                return self.network(x).float()
 
 
 def build(name: str, data: Data) -> nn.Module:
@@ -72,17 +77,17 @@ def compute_in(precision: Literal["float32", "bfloat16", "tf32"], model: Normali
         backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 
-def compile_in_place(model: nn.Module) -> None:
-    """From now on run the network as torch.compile makes it, on GPUs with CUDA graphs where the batch is whole.
+def compile_in_place(model: Normalized, batch_size: int) -> None:
+    """From now on run the network as torch.compile makes it, on GPUs with CUDA graphs, where the batch is whole.
 
-    Where there is no compiler, and for whatever cannot be compiled, all stays as it was.
+    Batches of other sizes would each need a graph of their own. Where there is no compiler, and for whatever cannot be
+    compiled, all stays as it was.
     """
     import torch._dynamo
-    import torch._inductor.config
 
     torch._dynamo.config.suppress_errors = True
-    torch._inductor.config.triton.cudagraph_skip_dynamic_graphs = True  # a graph for each size of a batch fills memory
-    model.compile(mode="reduce-overhead")
+    model.network.forward = torch.compile(model.network.forward, mode="reduce-overhead", dynamic=False)
+    model.compiled_size = batch_size
 
 
 def check(name: str, data: Data) -> None:

@@ -156,8 +156,8 @@ def gpu_of(wildcards):
 
 def sharing(wildcards):
     """Small runs are trained and judged by several in one allocation; a large one has each of its jobs alone."""
-    size = run_of(wildcards).resources.runs_per_gpu
-    return f"share{size}" if size > 1 else None
+    resources = run_of(wildcards).resources
+    return f"share{resources.runs_per_gpu}" if resources.gpus and resources.runs_per_gpu > 1 else None
 
 
 def check_cluster():
