@@ -9,6 +9,7 @@ at the size it had, taken right after the attack.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat_core.attacks import PGD, Perturbation, frozen
-from sat_core.config import Study
+from sat_core.config import ConfigError, Study
 from sat_core.training import Trainer
 
 
@@ -132,4 +133,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")

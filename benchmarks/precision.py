@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pandas as pd
 import torch
 import yaml
 
-from sat_core.config import Study
+from sat_core.config import ConfigError, Study
 from sat_core.evaluation import evaluate
 from sat_core.files import read_json
 from sat_core.training import train
@@ -63,4 +64,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import importlib.util
 import multiprocessing
 import platform
 import re
@@ -294,6 +295,8 @@ def main() -> None:
     if given.one:
         print(one(given.one, given.models[0], given.precision[0], given.batch))
         return
+    if not importlib.util.find_spec("torchattacks"):
+        sys.exit("error: torchattacks is not installed: `make bench`, or see docs/performance.md for the command")
     out = given.out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     print(hardware(), flush=True)
