@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -26,7 +27,7 @@ from sat_core.difficulty import (
 from sat_core.evaluation import trained_model
 from sat_core.files import atomic, write_json
 from sat_core.lanczos import batched_top_eigenvalues
-from sat_core.training import take_device, training_attack
+from sat_core.training import measuring_attack, take_device
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -43,20 +44,19 @@ def audit(run: Run, samples: int = SAMPLES) -> None:
     """Compare every psi with the exact top Hessian eigenvalue on validation images along PGD iterates.
 
     Looks at where the training PGD starts, at its iterate half way, and at its last, each from a random start of its
-    own, on ``samples`` images. Writes ``audit.csv`` (a row
-    a sample and iterate), ``audit.json`` (Spearman's rank correlation of each psi with the exact value; quantiles of
-    exact / classifier, which is at least 1 up to rounding) and ``audit.png`` in the run's folder.
+    own, on ``samples`` images. Writes ``audit.csv`` (a row a sample and iterate), ``audit.json`` (Spearman's rank
+    correlation of each psi with the exact value; quantiles of exact / classifier, which is at least 1 up to rounding)
+    and ``audit.png`` in the run's folder.
     """
     device = take_device(run)
     model, _ = trained_model(run, device)
     (images,) = load(run, "validation")
     x, y = (t.to(device) for t in images.batch(slice(samples)))
-    attack = training_attack(run)
+    attack = measuring_attack(run)
     torch.manual_seed(run.seed)
     rows = []
     for name, steps in (("start", 0), ("middle", attack.steps // 2), ("last", attack.steps)):
-        partial = type(attack)(attack.epsilon, attack.step_size, steps)
-        x_adv = partial(model, x, cross_entropy(y), start=uniform_start(x, attack.epsilon)).x
+        x_adv = replace(attack, steps=steps)(model, x, cross_entropy(y), start=uniform_start(x, attack.epsilon)).x
         columns = {"exact": exact_curvature(model, x_adv, y)} | difficulties(model, x_adv, y)
         rows.append(pd.DataFrame({k: v.cpu() for k, v in columns.items()}).assign(iterate=name))
         log.info("%s iterate: %d exact eigenvalues", name, len(y))

@@ -482,33 +482,33 @@ class Study:
         self._check_overrides()
 
     def _check_defenses(self) -> None:
-        listed = {id.defense for id in self.run_ids.values()}
+        listed = dict.fromkeys(id.defense for id in self.run_ids.values())
         for name in self.file.variants:
             if name in defense_names():
                 raise ConfigError(f"{self.path}: variants.{name}: there is a defense of that name; take another one")
             if name not in listed:
                 raise ConfigError(f"{self.path}: variants.{name} stands in no table: add it to a table's defenses")
-        for id in self.run_ids.values():
-            if (base := self.base_defense(id)) not in defense_names():
+        for base in map(self.base_defense, listed):
+            if base not in defense_names():
                 raise ConfigError(f"{self.path}: {unknown('defense', base, defense_names())}")
 
     def _check_overrides(self) -> None:
         """An override that touches no run is a mistake: its author believes that it does something."""
         ids = self.run_ids.values()
         there = {axis: {str(getattr(id, axis)) for id in ids} for axis in AXES}
-        there["defense"] |= {self.base_defense(id) for id in ids}
+        there["defense"] |= set(map(self.base_defense, there["defense"]))
         for i, override in enumerate(self.file.overrides):
             place = f"{self.path}: overrides.{i}.where touches no run of this study"
             for axis, wanted in override.where:
                 for value in wanted or ():
                     if str(value) not in there[axis]:
                         raise ConfigError(f"{place}: {unknown(axis, value, there[axis])}")
-            if not any(override.where.matches(id, self.base_defense(id)) for id in ids):
+            if not any(override.where.matches(id, self.base_defense(id.defense)) for id in ids):
                 raise ConfigError(f"{place}: none has all of it at once")
 
-    def base_defense(self, id: RunId) -> str:
-        """The defense that a run's defense is, or is a variant of."""
-        return self.file.variants[id.defense].defense if id.defense in self.file.variants else id.defense
+    def base_defense(self, name: str) -> str:
+        """The defense that a table means by ``name``: that of a variant, or the one of that name."""
+        return self.file.variants[name].defense if name in self.file.variants else name
 
     @property
     def folder(self) -> Path:
@@ -539,7 +539,7 @@ class Study:
         if id.path not in self.run_ids:
             near = difflib.get_close_matches(id.path, self.run_ids, n=1, cutoff=0)
             raise ConfigError(f"{self.path} has no run '{id.path}'; the nearest it has is '{near[0]}'")
-        defense = self.base_defense(id)
+        defense = self.base_defense(id.defense)
         base = self.dataset_file(id.dataset)
         merged = base.model_dump(exclude={"overrides"})
         for override in [*base.overrides, *self.file.overrides]:

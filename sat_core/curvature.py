@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +27,7 @@ from sat_core.data import load
 from sat_core.evaluation import trained_model
 from sat_core.files import read_json, write_json
 from sat_core.lanczos import Eigenpairs, spectral_density, top_eigenpairs
-from sat_core.training import device_name, predict, take_device, training_attack
+from sat_core.training import device_name, measuring_attack, predict, take_device
 from sat_core.trivial import is_trivial
 
 log = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ def sample(run: Run, device: torch.device) -> tuple[Tensor, Tensor]:
 def adversarial(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """x' of :func:`sample`'s images: the training PGD on the cross entropy, from a start that depends on the seed."""
     torch.manual_seed(run.curvature.seed)
-    attack, size = replace(training_attack(run), batchnorm="eval"), run.curvature.batch_size
+    attack, size = measuring_attack(run), run.curvature.batch_size
     blocks = zip(x.split(size), y.split(size), strict=True)
     return torch.cat([attack(model, a, cross_entropy(b), start=uniform_start(a, attack.epsilon)).x for a, b in blocks])
 

@@ -6,7 +6,6 @@ import csv
 import logging
 import shutil
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from sat_core.config import ConfigError, Run
 from sat_core.data import Images, load
 from sat_core.files import atomic, checksum, read_json, sole_writer, verify, write_json
 from sat_core.provenance import evaluation_digest, training_digest
-from sat_core.training import device_name, predict, take_device, training_attack
+from sat_core.training import device_name, measuring_attack, predict, take_device
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +84,9 @@ def judged_block(run: Run, model: nn.Module, weights: str, number: int, x: Tenso
     settings = {"epsilon": run.epsilon.value, "seed": run.evaluation.seed + number, "classes": run.data.classes}
     for attack in ATTACKS[len(block["seconds"]) :]:
         began = time.perf_counter()
-        done = attack_block(
+        block["batch_size"] = attack_block(
             *(model, x, y, attack), broken_by=block["broken_by"], batch_size=block["batch_size"], **settings
         )
-        block["batch_size"] = done
         block["seconds"][attack] = time.perf_counter() - began
         write_json(path, block)
     return block
@@ -158,7 +156,7 @@ def write_examples(run: Run, model: nn.Module, weights: str, images: Images) -> 
     labels = images.labels.tolist()
     first = [labels.index(label) for label in dict.fromkeys(labels)][:EXAMPLES]
     x, y = (tensor.to(next(model.parameters()).device) for tensor in images.batch(torch.tensor(first)))
-    attack = replace(training_attack(run), batchnorm="eval")  # on so few images BatchNorm must not adapt to them
+    attack = measuring_attack(run)
     torch.manual_seed(run.evaluation.seed)
     perturbed = attack(model, x, cross_entropy(y), start=uniform_start(x, attack.epsilon)).x
     predictions = {"prediction": predict(model, x), "prediction_perturbed": predict(model, perturbed)}

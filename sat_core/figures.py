@@ -73,8 +73,7 @@ def training_curves(study: Study, name: str) -> Figure:
             axes[row, 0].set_ylabel(label)
             axes[row, column].yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
             for i, defense in enumerate(table.defenses):
-                chosen = in_block(rows, model, epsilon, defense) if len(rows) else rows
-                for _, run in chosen.groupby("seed") if len(chosen) else ():
+                for _, run in in_block(rows, model, epsilon, defense).groupby("seed"):
                     colour, marker = looks[defense]
                     spacing = max(len(run) // 4, 1)
                     axes[row, column].plot(

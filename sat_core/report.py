@@ -101,24 +101,24 @@ def refresh(study: Study) -> list[str]:
     """
     problems = []
     for name, table in study.file.tables.items():
-        files = [("run_ids", "run.json"), ("run_ids", "autoattack.json")]
-        work = [(f"tables/{name}.html", files, tables.write_table, (study, name))]
+        sources = [path for file in ("run.json", "autoattack.json") for path in needed(study, table, "run_ids", file)]
+        work = [(f"tables/{name}.html", sources, tables.write_table, (study, name))]
         for kind, about in FIGURES.items():
-            if not about.on_request:
-                files = [(about.ids, about.file)]
-                work.append((f"figures/{name}-{kind}.png", files, figures.write_figure, (study, name, kind)))
-        for product, files, make, arguments in work:
-            sources, path = [p for ids, file in files for p in needed(study, table, ids, file)], study.folder / product
-            there = [source for source in sources if source.exists()]
-            current = make is not tables.write_table and path.exists() and len(there) == len(sources)
+            product, sources = f"figures/{name}-{kind}.png", needed(study, table, about.ids, about.file)
+            if not about.on_request and not is_current(study.folder / product, [study.path, *sources]):
+                work.append((product, sources, figures.write_figure, (study, name, kind)))
+        for product, sources, make, arguments in work:
             try:
-                if (there or path.exists()) and not (
-                    current and changed(path) >= max(map(changed, [study.path, *there]))
-                ):
+                if any(path.exists() for path in (study.folder / product, *sources)):
                     make(*arguments)
             except ConfigError as error:
                 problems.append(f"{product} could not be made: {error}.")
     return problems
+
+
+def is_current(product: Path, sources: list[Path]) -> bool:
+    """Whether a file and all of its sources are there, and none of them is younger."""
+    return all(path.exists() for path in (product, *sources)) and changed(product) >= max(map(changed, sources))
 
 
 def needed(study: Study, table: Table, ids: str, file: str) -> list[Path]:

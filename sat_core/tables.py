@@ -6,6 +6,7 @@ All are made from what exists: a run that failed, or has not been made yet, leav
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -75,37 +76,33 @@ def costs(study: Study, table: Table) -> pd.DataFrame:
     (%, NaN without PGD), both over the whole training; peak memory in MB; the device.
     """
     rows = []
-    for run in (study.run(id) for id in table.run_ids):
-        if (run.folder / "run.json").exists():
-            record, history = read_json(run.folder / "run.json"), training_history(run)
-            memory, steps = record.get("peak_memory_mb", {}), history["steps"].mean()
-            row = {
-                "epoch_seconds": history["seconds"].mean(),
-                "steps": steps,
-                "steps_saved": 100 * (1 - steps / record["config"]["attack"]["steps"]) if steps else math.nan,
-                "memory": memory.get("main", math.nan),
-                "gpu_memory": memory.get("gpu", math.nan),
-                "device": record["device"],
-            }
-            rows.append(address(run) | row)
+    for run, record, history in trained(study, table):
+        memory, steps = record.get("peak_memory_mb", {}), history["steps"].mean()
+        row = {
+            "epoch_seconds": history["seconds"].mean(),
+            "steps": steps,
+            "steps_saved": 100 * (1 - steps / record["config"]["attack"]["steps"]) if steps else math.nan,
+            "memory": memory.get("main", math.nan),
+            "gpu_memory": memory.get("gpu", math.nan),
+            "device": record["device"],
+        }
+        rows.append(address(run) | row)
     return pd.DataFrame(rows, columns=[*ADDRESS, *COST, "device"])
 
 
 def histories(study: Study, table: Table) -> pd.DataFrame:
     """The training histories of the table's complete runs, one row an epoch, with the address of the run."""
-    frames = []
-    for run in (study.run(id) for id in table.run_ids):
+    frames = [history.assign(**address(run)) for run, _, history in trained(study, table)]
+    return pd.concat(frames) if frames else pd.DataFrame(columns=ADDRESS)
+
+
+def trained(study: Study, table: Table) -> Iterator[tuple[Run, dict[str, Any], pd.DataFrame]]:
+    """The table's complete runs, with their ``run.json`` and ``history.csv``, verified; raises ConfigError."""
+    for run in map(study.run, table.run_ids):
         if (run.folder / "run.json").exists():
-            frames.append(training_history(run).assign(**address(run)))
-    return pd.concat(frames) if frames else pd.DataFrame()
-
-
-def training_history(run: Run) -> pd.DataFrame:
-    """``history.csv`` of a complete run, verified; raises ConfigError."""
-    path = run.folder / "history.csv"
-    expected = read_json(run.folder / "run.json")["files"][path.name]
-    verify(path, expected, "run `train` again, which takes it from the checkpoint")
-    return pd.read_csv(path)
+            record, path = read_json(run.folder / "run.json"), run.folder / "history.csv"
+            verify(path, record["files"][path.name], "run `train` again, which takes it from the checkpoint")
+            yield run, record, pd.read_csv(path)
 
 
 def address(run: Run | RunId) -> dict[str, Any]:

@@ -111,10 +111,12 @@ def take_device(run: Run) -> torch.device:
     """
     torch.set_num_threads(run.resources.threads)
     keep_freed_memory()
-    if run.resources.gpus and torch.cuda.is_available():
+    if not run.resources.gpus:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
         torch.backends.cudnn.deterministic = True
         return torch.device("cuda")
-    if run.resources.gpus and os.environ.get("CUDA_VISIBLE_DEVICES") and DRIVER.exists():
+    if os.environ.get("CUDA_VISIBLE_DEVICES") and DRIVER.exists():
         raise ConfigError(
             f"torch {torch.__version__} cannot use the GPU that this job was given: its driver may be too old for CUDA "
             f"{torch.version.cuda} (nvidia-smi shows both); to go on without a GPU, set resources: {{gpus: 0}}"
@@ -131,9 +133,14 @@ def keep_freed_memory() -> None:
 
 
 def training_attack(run: Run) -> PGD:
-    """The PGD that the run trains and validates with."""
+    """The PGD that the run trains with."""
     epsilon = run.epsilon.value
     return PGD(epsilon, run.attack.relative_step_size * epsilon, run.attack.steps, run.attack.batchnorm)
+
+
+def measuring_attack(run: Run) -> PGD:
+    """The training PGD for a network as it is judged: its batch norms use their running statistics."""
+    return replace(training_attack(run), batchnorm="eval")
 
 
 class Trainer:
@@ -247,7 +254,7 @@ class Trainer:
 
     def validate(self) -> tuple[float, float]:
         """Clean and robust accuracy, in [0, 1], on the validation images under the training PGD."""
-        return accuracies(self.model, self.validation_images, replace(self.attack, batchnorm="eval"))
+        return accuracies(self.model, self.validation_images, measuring_attack(self.run))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue, as tensors and plain values."""

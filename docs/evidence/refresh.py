@@ -35,10 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("studies", nargs="*", default=STUDIES, metavar="STUDY", help="all of them if none is named")
     for name in parser.parse_args().studies:
-        try:
-            study = Study(f"config/{name}.yaml")
-        except ConfigError as error:
-            sys.exit(f"error: {error}")
+        study = Study(f"config/{name}.yaml")
         if not (study.folder / "report.html").exists():
             sys.exit(f"error: {study.folder} is not complete: snakemake --configfile {study.path} first")
         with tempfile.TemporaryDirectory() as new:
@@ -195,4 +192,7 @@ def curvature(study: Study, table: Table) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
