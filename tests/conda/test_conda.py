@@ -60,7 +60,8 @@ def project(tmp_path, tiny_study):
     environment["channels"] = [channel.parent.as_uri()]
     environment["dependencies"][2]["pip"] = ["colorama==0.4.6"]
     (here / "envs/sat-core.yaml").write_text(yaml.safe_dump(environment))
-    shim = (Path(__file__).parent / "conda").read_text().replace("{python}", sys.executable)
+    uv = shutil.which("uv") or str(REPOSITORY / ".tools/bin/uv")
+    shim = (Path(__file__).parent / "conda").read_text().replace("{python}", sys.executable).replace("{uv}", uv)
     (tmp_path / "conda/bin/conda").write_text(shim)
     (tmp_path / "conda/bin/conda").chmod(0o755)
     (tmp_path / "conda/bin/activate").write_text('export PATH="$1/bin:$PATH"\n')
