@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat_core.attacks import PGD, Perturbation, frozen
-from sat_core.config import ConfigError, Study
-from sat_core.training import Trainer
+from sat_core.errors import ConfigError
+from sat_core.study import Study
+from sat_core.runs.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from steps import SHAPES, floor_parts, make_trainers, measure, plain, processes
 
 from sat_core import models, training
-from sat_core.config import Data
+from sat_core.study.settings import Data
 
 NETWORKS = (
     ("cnn", (1, 28, 28), 128),

@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 import yaml
 
-from sat_core.config import ConfigError, Study
-from sat_core.evaluation import evaluate
-from sat_core.files import read_json
-from sat_core.training import train
+from sat_core.errors import ConfigError
+from sat_core.study import Study
+from sat_core.runs.evaluate import evaluate
+from sat_core.runs.files import read_json
+from sat_core.runs.train import train
 
 
 def main() -> None:

@@ -33,9 +33,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sat_core.attacks import frozen
-from sat_core.config import Study
+from sat_core.study import Study
 from sat_core.models.cnn import FoldingConv2d
-from sat_core.training import Trainer
+from sat_core.runs.trainer import Trainer
 
 SHAPES = {"cnn": (1, 28, 28), "preactresnet18": (3, 32, 32)}
 EPSILON = 0.1

@@ -7,10 +7,15 @@ import logging
 import math
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
-from sat_core.config import AXES, ConfigError, Interrupted, Study, unknown
-from sat_core.kinds import FIGURES
+from sat_core.errors import ConfigError, Hopeless, Interrupted, unknown
+from sat_core.report.kinds import FIGURES
+from sat_core.runs import folder
+from sat_core.study import Run, Study
+from sat_core.study.address import AXES
+from sat_core.study.file import PARTS
 
 TEMPFAIL = 75
 
@@ -25,9 +30,10 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--study", required=True, type=Path, metavar="FILE", help="such as config/demo.yaml")
         return sub
 
-    def add_run(sub: argparse.ArgumentParser) -> None:
+    def add_run(sub: argparse.ArgumentParser, required: bool = True) -> None:
         form = "/".join(AXES[:3]) + "/eps<epsilon>/seed<seed>"
-        sub.add_argument("--run", required=True, metavar="PATH", help=f"{form}; 8/255 is written eps8-255")
+        every = "" if required else "; all of them if not given"
+        sub.add_argument("--run", required=required, metavar="PATH", help=f"{form}; 8/255 is written eps8-255{every}")
 
     verb("check", "check a study and all of its runs, without running anything; prints the runs")
     plan = verb("plan", "estimate a study's GPU-hours and disk, without running anything")
@@ -43,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--samples", type=positive, default=64, metavar="N", help="images to look at; 64 if not given")
     add_run(verb("curvature", "measure the Hessian of a trained run's adversarial loss"))
     add_run(verb("landscape", "lay planes through a trained run's loss"))
+    accept = verb("accept", "declare finished results valid under today's code, on record: who, when, what changed")
+    add_run(accept, required=False)
     table = verb("table", "write tables as csv, md, tex and html from the results there are, and print them")
     table.add_argument("--table", metavar="NAME", help="a table of the study; all of them if not given")
     figure = verb("figure", "draw a figure of a table as png and pdf")
@@ -73,14 +81,25 @@ def main(arguments: list[str] | None = None) -> int:
     Status 75 (EX_TEMPFAIL) means interrupted by a signal, with everything saved: run the same again.
     """
     options = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a terminal of another time may have no epsilon
+        stream.reconfigure(errors="replace")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
-        dispatch(options, Study(options.study))
+        study = Study(options.study)
+        try:
+            dispatch(options, study)
+        except Hopeless as error:
+            folder.give_up(study.run(options.run), options.verb, error)
+            raise
+        except Interrupted:
+            folder.count_interruption(study.run(options.run))
+            raise
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except Interrupted as error:
-        print(f"interrupted: {error}", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as error:
+        what = str(error) or "what was finished is kept; run the same again to go on"
+        print(f"interrupted: {what}", file=sys.stderr)
         return TEMPFAIL
     except (MemoryError, RuntimeError) as error:
         if not re.search("out of memory|can't allocate memory", f"{type(error).__name__} {error}".lower()):
@@ -91,68 +110,94 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def done(run: Run, stage: str) -> bool:
+    """Whether there is nothing to do; asked before torch is loaded, so that it takes no time. Raises Hopeless."""
+    if folder.finished(run, stage):
+        logging.info("%s: %s is complete: nothing to do", run.folder, stage)
+        return True
+    if said := folder.hopeless(run, stage):
+        raise Hopeless(f"{said} (found before; to try it all the same, delete {run.folder / folder.FAILED})")
+    return False
+
+
 def dispatch(options: argparse.Namespace, study: Study) -> None:
     """Call the verb's function; each is imported only when asked for, because torch takes seconds to load."""
     match options.verb:
         case "check":
-            from sat_core.plan import check
+            from sat_core.runs.check import check
 
             check(study, study.runs)
             print(*study.run_ids, sep="\n")
         case "plan":
-            from sat_core.plan import check, estimate
+            from sat_core.runs.check import check
+            from sat_core.runs.plan import estimate
 
             if not 0 < options.tflops < math.inf:
                 raise ConfigError(f"--tflops {options.tflops:g}: a number above 0 is needed")
             check(study, study.runs)
             print(estimate(study, options.tflops))
         case "data":
-            from sat_core.data import prepare
+            from sat_core.runs.data import prepare
 
             datasets = {run.dataset: run for run in study.runs}
             if options.dataset not in datasets:
                 raise ConfigError(f"{study.path}: {unknown('dataset', options.dataset, datasets)}")
             prepare(datasets[options.dataset])
         case "train":
-            from sat_core.plan import check
-            from sat_core.training import train
+            if not done(run := study.run(options.run), "train"):
+                from sat_core.runs.check import check
+                from sat_core.runs.train import train
 
-            run = study.run(options.run)
-            check(study, [run])
-            train(run)
+                check(study, [run])
+                train(run)
         case "evaluate":
-            from sat_core.evaluation import evaluate
+            if options.shard or not done(run := study.run(options.run), "evaluate"):
+                from sat_core.runs.evaluate import evaluate
 
-            evaluate(study.run(options.run), options.shard)
+                evaluate(study.run(options.run), options.shard)
         case "audit":
-            from sat_core.audit import audit
+            from sat_core.runs.audit import audit
 
             audit(study.run(options.run), options.samples)
         case "curvature":
-            from sat_core.curvature import curvature
+            if not done(run := study.run(options.run), "curvature"):
+                from sat_core.runs.curvature import curvature
 
-            curvature(study.run(options.run))
+                curvature(run)
         case "landscape":
-            from sat_core.landscape import landscape
+            if not done(run := study.run(options.run), "landscape"):
+                from sat_core.runs.landscape import landscape
 
-            landscape(study.run(options.run))
+                landscape(run)
+        case "accept":
+            for run in [study.run(options.run)] if options.run else study.runs:
+                for accepted in folder.accept(run):
+                    print(f"{run.id.path}: {accepted}")
         case "report":
-            from sat_core.report import write_report
+            from sat_core.report.page import write_report
 
-            print(write_report(study))
+            damaged = write_report(study)
+            print(study.folder / "report.html")
+            if damaged:
+                raise ConfigError(" ".join(damaged))
         case "table" | "figure":
             if options.table is not None and options.table not in study.file.tables:
                 raise ConfigError(f"{study.path}: {unknown('table', options.table, study.file.tables)}")
+            from sat_core.report import products
+
             if options.verb == "table":
-                from sat_core.tables import write_table
+                from sat_core.report.tables import write_table
 
                 for name in [options.table] if options.table else study.file.tables:
-                    for path in write_table(study, name):
-                        print(path.read_text(encoding="utf-8"))
+                    products.table(study, name).write(partial(write_table, study, name))
+                    for part in PARTS:
+                        print((study.folder / f"tables/{name}{part}.md").read_text(encoding="utf-8"))
             else:
-                from sat_core.figures import write_figure
+                from sat_core.report.figures import write_figure
 
-                print(write_figure(study, options.table, options.kind))
+                product = products.figure(study, options.table, options.kind)
+                product.write(partial(write_figure, study, options.table, options.kind))
+                print(product.files[0])
 
 
 if __name__ == "__main__":

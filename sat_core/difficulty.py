@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sat_core.config import Frozen, Natural, Number
+from sat_core.fields import Frozen, Natural, Number
 
 
 def probability_gap(logits: Tensor, y: Tensor) -> Tensor:

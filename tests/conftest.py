@@ -10,7 +10,7 @@ import pytest
 import yaml
 from studies import TINY
 
-from sat_core.config import Study
+from sat_core.study import Study
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are compared bit for bit, which is promised for the processor
 

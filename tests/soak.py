@@ -21,7 +21,7 @@ import yaml
 
 from sat_core import evaluation, training
 from sat_core.__main__ import main as command
-from sat_core.config import Study, defense_names
+from sat_core.study import Study, defense_names
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are compared bit for bit, which is promised for the processor
 

@@ -14,9 +14,10 @@ from torch.func import functional_call, hessian
 
 from sat_core import checkpoint, models, training
 from sat_core.__main__ import main
-from sat_core.config import Data, Study
-from sat_core.curvature import Objective, gaussians
-from sat_core.lanczos import lanczos, spectral_density, top_eigenpairs
+from sat_core.study import Study
+from sat_core.study.settings import Data
+from sat_core.hessian.objective import Objective, gaussians
+from sat_core.hessian.lanczos import lanczos, spectral_density, top_eigenpairs
 
 ADDRESS = "digits/cnn/psat/eps0.3/seed0"
 

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from sat_core import augmentation, data
-from sat_core.config import ConfigError, Data, Study
-from sat_core.plan import check
+from sat_core.errors import ConfigError
+from sat_core.study import Study
+from sat_core.study.settings import Data
+from sat_core.runs.check import check
 
 
 def study_of(write_study, dataset, **settings):

@@ -13,10 +13,11 @@ from torch import nn
 
 from sat_core import defenses
 from sat_core.attacks import PGD, Perturbation
-from sat_core.config import Study, Training, defense_names
+from sat_core.study import Study, defense_names
+from sat_core.study.settings import Training
 from sat_core.defenses.dynamic import fosc
 from sat_core.difficulty import classifier_curvature
-from sat_core.training import Trainer
+from sat_core.runs.trainer import Trainer
 
 TRAINING = Training(epochs=10, lr=0.1)
 PACED = {"curriculum": {"kind": "linear", "epochs": [0, 9]}}
@@ -250,7 +251,7 @@ def test_a_new_defense_is_one_file_and_no_edit_elsewhere(tmp_path):
     shutil.copytree(REPOSITORY / "config", tmp_path / "config")
     (tmp_path / "sat_core/defenses/noisy.py").write_text(
         "from sat_core.attacks import Perturbation, uniform_start\n"
-        "from sat_core.config import Positive\n"
+        "from sat_core.fields import Positive\n"
         "from sat_core.defenses import Batch, Defense\n"
         "class Noisy(Defense):\n"
         "    factor: Positive = 1.0\n"

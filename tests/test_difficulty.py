@@ -9,8 +9,9 @@ from torch import nn
 from torch.func import functional_call, hessian
 
 from sat_core import models
-from sat_core.audit import difficulties, exact_curvature
-from sat_core.config import Data
+from sat_core.hessian.samples import exact_curvature
+from sat_core.runs.audit import difficulties
+from sat_core.study.settings import Data
 from sat_core.difficulty import (
     Curriculum,
     capture,

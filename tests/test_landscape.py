@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from sat_core import evaluation, figures, training
 from sat_core.__main__ import main
-from sat_core.config import ConfigError, Study
-from sat_core.curvature import Objective, sample
-from sat_core.files import write_json
-from sat_core.kinds import FIGURES
-from sat_core.lanczos import top_eigenpairs
-from sat_core.landscape import ImagePlane, grid, random_directions, weight_plane
-from sat_core.models.cnn import small
+from sat_core.errors import ConfigError
+from sat_core.study import Study
+from sat_core.hessian.objective import Objective
+from sat_core.runs.sample import sample
+from sat_core.runs.files import write_json
+from sat_core.report.kinds import FIGURES
+from sat_core.hessian.lanczos import top_eigenpairs
+from sat_core.hessian.planes import ImagePlane, grid, random_directions, weight_plane
+from sat_core.models.small import small
 
 ADDRESS = "digits/cnn/madry/eps0.3/seed0"
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from sat_core import models
-from sat_core.config import ConfigError, Data, Study
+from sat_core.errors import ConfigError
+from sat_core.study import Study
+from sat_core.study.settings import Data
 from sat_core.defenses import build
 from sat_core.models.cnn import FoldingConv2d
-from sat_core.training import Trainer
+from sat_core.runs.trainer import Trainer
 
 SHAPES = {
     "digits": Data(source="digits", image=(1, 8, 8), classes=10),
@@ -59,7 +61,7 @@ def test_a_model_that_does_not_fit_is_refused_before_work(dataset):
 def test_every_pair_that_fits_does_one_step_on_two_images(dataset):
     """P-SAT, so that the attack's forward and backward, the rule and the step all run."""
     from sat_core.attacks import PGD
-    from sat_core.config import Training
+    from sat_core.study.settings import Training
     from sat_core.defenses import Batch
 
     data = SHAPES[dataset]
@@ -154,8 +156,8 @@ def test_a_compiled_network_trains_as_it_is_written(write_study, compiler):
     code = """
 import sys
 import torch
-from sat_core.config import Study
-from sat_core.training import Trainer
+from sat_core.study import Study
+from sat_core.runs.trainer import Trainer
 
 found = []
 for path in sys.argv[1:]:

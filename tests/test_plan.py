@@ -3,7 +3,7 @@
 import pytest
 
 from sat_core.__main__ import main
-from sat_core.plan import STANDARD_PASSES, cost, estimate, forward_flops
+from sat_core.runs.plan import STANDARD_PASSES, cost, estimate, forward_flops
 
 
 def test_operations_and_parameters_of_the_small_network_are_those_counted_by_hand(tiny):

@@ -21,9 +21,10 @@ from studies import REPOSITORY, TINY, run_epoch
 
 from sat_core import checkpoint, evaluation, training
 from sat_core.__main__ import main
-from sat_core.config import ConfigError, Interrupted, Study
-from sat_core.files import atomic, read_json, sole_writer, write_json
-from sat_core.tables import write_table
+from sat_core.errors import ConfigError, Interrupted
+from sat_core.study import Study
+from sat_core.runs.files import atomic, read_json, sole_writer, write_json
+from sat_core.report.tables import write_table
 
 ADDRESS = "digits/cnn/psat/eps0.3/seed0"
 
@@ -143,7 +144,7 @@ def test_two_processes_on_one_run_are_kept_apart(tiny):
 def test_the_lock_dies_with_its_holder(tiny):
     folder = tiny.run(ADDRESS).folder
     code = f"""
-import sys, time; from pathlib import Path; from sat_core.files import sole_writer
+import sys, time; from pathlib import Path; from sat_core.runs.files import sole_writer
 with sole_writer(Path({str(folder)!r}), "train"):
     print("held", flush=True); time.sleep(60)
 """

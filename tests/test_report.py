@@ -14,8 +14,8 @@ from studies import TINY
 
 from sat_core import evaluation, report, training
 from sat_core.__main__ import main
-from sat_core.config import Study
-from sat_core.files import read_arrays, read_json
+from sat_core.study import Study
+from sat_core.runs.files import read_arrays, read_json
 
 
 @pytest.fixture(scope="module")

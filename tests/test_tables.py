@@ -16,8 +16,10 @@ from studies import REPOSITORY, TINY
 
 from sat_core import figures, tables
 from sat_core.__main__ import main
-from sat_core.config import ConfigError, Epsilon, Study
-from sat_core.files import checksum, read_json, write_json
+from sat_core.errors import ConfigError
+from sat_core.study import Study
+from sat_core.study.address import Epsilon
+from sat_core.runs.files import checksum, read_json, write_json
 
 GOLDEN = Path(__file__).parent / "golden"
 LABELS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]

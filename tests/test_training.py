@@ -13,8 +13,10 @@ from studies import TINY
 from sat_core import data, evaluation, models, training
 from sat_core.__main__ import main
 from sat_core.attacks import PGD
-from sat_core.config import ConfigError, Data, Study
-from sat_core.data import load
+from sat_core.errors import ConfigError
+from sat_core.study import Study
+from sat_core.study.settings import Data
+from sat_core.runs.data import load
 
 ADDRESS = "digits/cnn/psat/eps0.3/seed0"
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from studies import REPOSITORY, TINY
 
-from sat_core.kinds import FIGURES
+from sat_core.report.kinds import FIGURES
 
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 

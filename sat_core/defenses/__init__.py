@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat_core.attacks import PGD, Iterate, Perturbation, StoppingRule, cross_entropy, uniform_start
-from sat_core.config import ConfigError, Frozen, Training, parse
 from sat_core.difficulty import Curriculum
+from sat_core.errors import ConfigError
+from sat_core.fields import Frozen, parse
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,11 @@ class Defense(Frozen):
     """Base of all defenses. As it stands it is Madry's: PGD on the cross entropy, never stopped, then train on x'."""
 
     selects_on: ClassVar[str] = "robust"
+    looks_inside: ClassVar[bool] = False
+    """Whether it hooks the network's layers, which a compiled network hides."""
 
-    def check(self, training: Training) -> None:
-        """Raise ValueError if the options do not fit the training schedule."""
+    def check(self, epochs: int) -> None:
+        """Raise ValueError if the options do not fit a training of so many epochs."""
 
     def curriculum_value(self, epoch: int) -> float | None:
         """The limit of this epoch (lambda), for the records; None where there is no curriculum."""
@@ -75,8 +78,8 @@ class SelfPaced(Defense):
     curriculum: Curriculum
     difficulty_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
-    def check(self, training: Training) -> None:
-        self.curriculum.check(training.epochs, *self.difficulty_range)
+    def check(self, epochs: int) -> None:
+        self.curriculum.check(epochs, *self.difficulty_range)
 
     def curriculum_value(self, epoch: int) -> float:
         return self.curriculum(epoch)
@@ -111,11 +114,11 @@ def find(name: str) -> type[Defense]:
     return found
 
 
-def build(name: str, options: dict[str, Any], training: Training) -> Defense:
-    """The defense ``name`` with its options checked; raises ConfigError."""
+def build(name: str, options: dict[str, Any], epochs: int) -> Defense:
+    """The defense ``name`` with its options checked against a training of so many epochs; raises ConfigError."""
     defense = parse(find(name), options, f"options of defense '{name}'")
     try:
-        defense.check(training)
+        defense.check(epochs)
     except ValueError as error:
         raise ConfigError(f"options of defense '{name}': {error}") from None
     return defense

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sat_core.attacks import Perturbation, frozen, uniform_start
-from sat_core.config import Positive
 from sat_core.defenses import Batch, Defense
+from sat_core.fields import Positive
 
 
 class CAT(Defense):

@@ -4,8 +4,8 @@ from pydantic import Field
 from torch import Tensor
 
 from sat_core.attacks import Iterate, Perturbation, cross_entropy, uniform_start
-from sat_core.config import Count, Positive, Training
 from sat_core.defenses import Batch, Defense
+from sat_core.fields import Count, Positive
 
 
 class Dynamic(Defense):
@@ -14,9 +14,9 @@ class Dynamic(Defense):
     c_max: Positive = 0.5
     horizon: Count = Field(description="the epoch T' from which c_t is 0")
 
-    def check(self, training: Training) -> None:
-        if self.horizon > training.epochs:
-            raise ValueError(f"horizon {self.horizon} lies beyond the last epoch ({training.epochs - 1})")
+    def check(self, epochs: int) -> None:
+        if self.horizon > epochs:
+            raise ValueError(f"horizon {self.horizon} lies beyond the last epoch ({epochs - 1})")
 
     def curriculum_value(self, epoch: int) -> float:
         return max(0.0, self.c_max * (1 - epoch / self.horizon))

@@ -5,13 +5,12 @@ block of the last layer, in closed form; or, for deep networks with batch norm, 
 Hessian, the Gauss-Newton curvature along the sample's own gradient. `python -m sat_core audit` says how well each does.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from sat_core.attacks import Iterate, Perturbation, cross_entropy
-from sat_core.config import Training
 from sat_core.defenses import Batch, SelfPaced
 from sat_core.difficulty import (
     capture,
@@ -29,14 +28,8 @@ class HSAT(SelfPaced):
     half old, half new.
     """
 
+    looks_inside: ClassVar[bool] = True
     metric: Literal["classifier", "gauss_newton"] = "classifier"
-
-    def check(self, training: Training) -> None:
-        super().check(training)
-        if training.compile:
-            raise ValueError(
-                "it looks at the network's layers, which a compiled network hides; leave training.compile out"
-            )
 
     def initial_state(self, train_size: int, device: torch.device) -> dict[str, Tensor]:
         return {"scale": torch.zeros((), device=device)}

@@ -1,28 +1,25 @@
-"""Networks by name. Each takes float32 (N, C, H, W) in [0, 1] and returns logits (N, classes)."""
+"""Networks by name: the file ``<name>.py`` in this folder holds a function of that name, with _ for -.
+
+It takes (image, classes), image being (channels, height, width), and returns a module that maps float32 (N, C, H, W),
+normalised, to logits (N, classes); ValueError where it does not fit. :func:`build` adds the normalisation, so that
+whatever stands outside works on plain pixels in [0, 1].
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from sat_core.config import ConfigError, Data, unknown
-from sat_core.models.cnn import cnn, convsmall, small
-from sat_core.models.public import densenet121, resnet34, vgg16bn
-from sat_core.models.residual import preactresnet18, wrn_34_10
+from sat_core.errors import ConfigError, unknown
 
-BUILDERS = {
-    "cnn": cnn,
-    "small": small,
-    "convsmall": convsmall,
-    "preactresnet18": preactresnet18,
-    "wrn-34-10": wrn_34_10,
-    "vgg16bn": vgg16bn,
-    "densenet121": densenet121,
-    "resnet34": resnet34,
-}
+Shape = tuple[int, int, int]
+"""Channels, height, width."""
 
 
 class Normalized(nn.Module):
@@ -51,18 +48,26 @@ class Normalized(nn.Module):
                 return self.network(x).float()
 
 
-def build(name: str, data: Data) -> nn.Module:
-    """The network ``name`` for a dataset's image size and classes, freshly initialised from torch's global RNG.
+@cache
+def names() -> frozenset[str]:
+    """The networks that there are."""
+    return frozenset(file.stem.replace("_", "-") for file in Path(__file__).parent.glob("[!_]*.py"))
+
+
+def build(name: str, image: Shape, classes: int, mean: list[float], std: list[float]) -> Normalized:
+    """The network ``name`` for images of a shape, freshly initialised from torch's global RNG.
 
     Raises ConfigError for an unknown name, and for a network that does not fit the images.
     """
-    if name not in BUILDERS:
-        raise ConfigError(unknown("model", name, BUILDERS))
-    channels, height, width = data.image
-    if not len(data.mean) == len(data.std) == channels:
+    if name not in names():
+        raise ConfigError(unknown("model", name, names()))
+    channels, height, width = image
+    if not len(mean) == len(std) == channels:
         raise ConfigError(f"data.mean and data.std need one number for each of the {channels} channels")
+    function = name.replace("-", "_")
+    builder = getattr(importlib.import_module(f"{__name__}.{function}"), function)
     try:
-        model = Normalized(BUILDERS[name](data.image, data.classes), data.mean, data.std)
+        model = Normalized(builder(image, classes), mean, std)
     except ValueError as error:
         raise ConfigError(
             f"model '{name}' does not fit images of {channels}x{height}x{width} (C x H x W): {error}"
@@ -90,11 +95,11 @@ def compile_in_place(model: Normalized, batch_size: int) -> None:
     model.compiled_size = batch_size
 
 
-def check(name: str, data: Data) -> None:
+def check(name: str, image: Shape, classes: int, mean: list[float], std: list[float]) -> None:
     """Raise ConfigError unless the network exists and accepts the images; allocates nothing."""
     try:
         with torch.device("meta"):
-            build(name, data).eval()(torch.empty(2, *data.image))
+            build(name, image, classes, mean, std).eval()(torch.empty(2, *image))
     except RuntimeError as error:
-        size = "x".join(map(str, data.image))
+        size = "x".join(map(str, image))
         raise ConfigError(f"model '{name}' does not fit images of {size} (C x H x W): {error}") from None

@@ -1,4 +1,4 @@
-"""Plain convolutional networks for small grey images.
+"""The paper's network for MNIST.
 
 Where a linear layer follows, ReLU comes after flattening: the same function, but with one layout in its backward pass.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sat_core.models.small import small
 
 
 class FoldingConv2d(nn.Conv2d):
@@ -43,42 +45,4 @@ def cnn(image: tuple[int, int, int], classes: int) -> nn.Module:
         nn.Flatten(),
         nn.ReLU(),
         nn.Linear(2048, classes),
-    )
-
-
-def small(image: tuple[int, int, int], classes: int) -> nn.Module:
-    """Three 3x3 convolutions, two of them strided, and one linear layer [C]; for any image of at least 4x4."""
-    channels, height, width = image
-    if min(height, width) < 4:
-        raise ValueError("it needs at least 4x4")
-    features = 64 * -(-height // 4) * -(-width // 4)
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3, stride=2, padding=1),
-        nn.Flatten(),
-        nn.ReLU(),
-        nn.Linear(features, classes),
-    )
-
-
-def convsmall(image: tuple[int, int, int], classes: int) -> nn.Module:
-    """The MNIST network of Wong, Rice and Kolter (2020, "Fast is better than free"), for any image of at least 4x4.
-
-    Two 4x4 convolutions of stride 2 and two linear layers: a third of :func:`small`'s arithmetic.
-    """
-    channels, height, width = image
-    if min(height, width) < 4:
-        raise ValueError("it needs at least 4x4")
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 4, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 4, stride=2, padding=1),
-        nn.Flatten(),
-        nn.ReLU(),
-        nn.Linear(32 * (height // 4) * (width // 4), 100),
-        nn.ReLU(),
-        nn.Linear(100, classes),
     )

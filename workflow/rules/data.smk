@@ -10,8 +10,7 @@ rule data:
     conda:
         "../../envs/sat-core.yaml"
     params:
-        study=STUDY.path,
-        digest=dataset_digest,
+        study=STUDY_FILE,
     message:
         "data of {wildcards.dataset}"
     shell:

@@ -9,17 +9,16 @@ rule evaluate_shard:
     benchmark:
         f"{RESULTS}/benchmarks/evaluate/{{run}}-{{shard}}.tsv"
     group:
-        sharing
+        of_run(sharing)
     conda:
         "../../envs/sat-core.yaml"
-    threads: threads_of
+    threads: of_run(lambda run: run.resources.threads)
     resources:
-        mem_mb=memory_of,
-        runtime=evaluation_minutes,
-        gres=gpu_of,
+        mem_mb=of_attempt("mem_mb", MAX_MEM_MB),
+        runtime=of_attempt("evaluate_minutes", MAX_MINUTES),
+        gres=of_run(gpus),
     params:
-        study=STUDY.path,
-        digest=judged_digest,
+        study=STUDY_FILE,
     message:
         "AutoAttack on {wildcards.run}, shard {wildcards.shard}"
     shell:
@@ -31,7 +30,7 @@ rule evaluate:
     input:
         f"{RUN}/run.json",
         f"{RUN}/model.safetensors",
-        shard_files,
+        of_run(shard_files),
     output:
         f"{RUN}/autoattack.csv",
         f"{RUN}/autoattack.json",
@@ -41,17 +40,16 @@ rule evaluate:
     benchmark:
         f"{RESULTS}/benchmarks/evaluate/{{run}}.tsv"
     group:
-        sharing
+        of_run(sharing)
     conda:
         "../../envs/sat-core.yaml"
-    threads: threads_of
+    threads: of_run(lambda run: run.resources.threads)
     resources:
-        mem_mb=memory_of,
-        runtime=evaluation_minutes,
-        gres=gpu_of,
+        mem_mb=of_attempt("mem_mb", MAX_MEM_MB),
+        runtime=of_attempt("evaluate_minutes", MAX_MINUTES),
+        gres=of_run(gpus),
     params:
-        study=STUDY.path,
-        digest=judged_digest,
+        study=STUDY_FILE,
     message:
         "AutoAttack on {wildcards.run}"
     shell:

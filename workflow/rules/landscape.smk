@@ -4,22 +4,22 @@ rule landscape:
         f"{RUN}/model.safetensors",
     output:
         f"{RUN}/landscape.npz",
+        f"{RUN}/landscape.json",
     log:
         f"{RESULTS}/logs/landscape/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/landscape/{{run}}.tsv"
     group:
-        sharing
+        of_run(sharing)
     conda:
         "../../envs/sat-core.yaml"
-    threads: threads_of
+    threads: of_run(lambda run: run.resources.threads)
     resources:
-        mem_mb=memory_of,
-        runtime=evaluation_minutes,
-        gres=gpu_of,
+        mem_mb=of_attempt("mem_mb", MAX_MEM_MB),
+        runtime=of_attempt("evaluate_minutes", MAX_MINUTES),
+        gres=of_run(gpus),
     params:
-        study=STUDY.path,
-        digest=landscape_digest,
+        study=STUDY_FILE,
     message:
         "landscape of {wildcards.run}"
     shell:

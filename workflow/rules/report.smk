@@ -1,6 +1,6 @@
 rule table:
     input:
-        table_inputs,
+        lambda wildcards: sat.results_of(STUDY, wildcards.table, "train", "evaluate"),
     output:
         [f"{RESULTS}/tables/{{table}}{part}{suffix}" for part in PARTS for suffix in (".md", ".csv", ".tex")],
         [
@@ -20,8 +20,7 @@ rule table:
     conda:
         "../../envs/sat-core.yaml"
     params:
-        study=STUDY.path,
-        digest=table_digest,
+        study=STUDY_FILE,
     message:
         "table {wildcards.table}"
     shell:
@@ -30,7 +29,7 @@ rule table:
 
 rule figure:
     input:
-        figure_inputs,
+        lambda wildcards: sat.drawn_from(STUDY, wildcards.table, wildcards.kind),
     output:
         report(
             f"{RESULTS}/figures/{{table}}-{{kind}}.png",
@@ -47,20 +46,18 @@ rule figure:
     conda:
         "../../envs/sat-core.yaml"
     params:
-        study=STUDY.path,
-        digest=figure_digest,
-        caption=figure_caption,
+        study=STUDY_FILE,
+        caption=lambda wildcards: FIGURES[wildcards.kind].caption,
     message:
         "figure {wildcards.kind} of {wildcards.table}"
     shell:
-        "exec python -m sat_core figure --study {params.study:q} --table {wildcards.table:q} --kind {wildcards.kind:q} > {log:q} 2>&1"
+        "exec python -m sat_core figure --study {params.study:q} --table {wildcards.table:q} --kind {wildcards.kind:q}"
+        " > {log:q} 2>&1"
 
 
 rule report:
     input:
-        run_results(),
-        tables(),
-        figures(),
+        TARGETS,
     output:
         report(f"{RESULTS}/report.html", caption="../report/report.rst", category="Report"),
     log:
@@ -71,8 +68,7 @@ rule report:
     conda:
         "../../envs/sat-core.yaml"
     params:
-        study=STUDY.path,
-        digest=report_digest,
+        study=STUDY_FILE,
     message:
         "report"
     shell:

@@ -1,6 +1,6 @@
 rule train:
     input:
-        dataset_record,
+        of_run(lambda run: f"{RESULTS}/data/{run.dataset}.json"),
     output:
         f"{RUN}/run.json",
         f"{RUN}/model.safetensors",
@@ -11,17 +11,16 @@ rule train:
         f"{RESULTS}/benchmarks/train/{{run}}.tsv"
     priority: 1  # the longest jobs first: else one of them may be left alone at the end
     group:
-        sharing
+        of_run(sharing)
     conda:
         "../../envs/sat-core.yaml"
-    threads: threads_of
+    threads: of_run(lambda run: run.resources.threads)
     resources:
-        mem_mb=memory_of,
-        runtime=training_minutes,
-        gres=gpu_of,
+        mem_mb=of_attempt("mem_mb", MAX_MEM_MB),
+        runtime=of_attempt("train_minutes", MAX_MINUTES),
+        gres=of_run(gpus),
     params:
-        study=STUDY.path,
-        digest=run_digest,
+        study=STUDY_FILE,
     message:
         "train {wildcards.run}"
     shell:

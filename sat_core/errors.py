@@ -1,0 +1,26 @@
+"""What may go wrong in ways that a user can mend, and how it is said."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """Something a user wrote is wrong; the message is one sentence: what, where, and what is allowed."""
+
+
+class Hopeless(ConfigError):
+    """It would go wrong again: nothing but other settings, other code or another machine helps."""
+
+
+class Interrupted(Exception):
+    """A signal asked the process to stop; everything needed to go on has been saved."""
+
+
+def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
+    """The sentence for a name that is not among ``allowed``, with the nearest right one first."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(str(name), allowed, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"unknown {kind} '{name}'{hint} (allowed: {', '.join(allowed) or 'none'})"

@@ -1,0 +1,95 @@
+"""The types of what may be set, in a study or of a defense, and the one sentence that a wrong value gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from sat_core.errors import ConfigError, unknown
+
+T = TypeVar("T")
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is expected, not true/false")
+    return value
+
+
+def _fraction(value: Any) -> Any:
+    """Numbers may be written as fractions: '1/4' is 0.25."""
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"'{value}' is not a number or a fraction such as 1/4") from None
+    return _not_bool(value)
+
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Natural = Annotated[int, Field(ge=0, strict=True)]
+Number = Annotated[float, BeforeValidator(_fraction), Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+Name = Annotated[str, Field(strict=True, pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+
+
+class Frozen(BaseModel):
+    """Base of every configuration object: immutable, and unknown keys are errors that name the nearest right key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise ValueError(unknown("key", key, cls.model_fields))
+        return data
+
+
+@cache
+def _adapter(type_: type[T]) -> pydantic.TypeAdapter[T]:
+    return pydantic.TypeAdapter(type_)
+
+
+def parse(type_: type[T], raw: Any, where: object) -> T:
+    """``raw`` as a ``type_``; a pydantic error becomes one ConfigError sentence about its first problem."""
+    try:
+        return _adapter(type_).validate_python(raw)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{where}: {sentence(error)}") from None
+
+
+MAPPING = "a mapping (key: value) is expected"
+EXPECTED = {
+    "dict_type": MAPPING,
+    "model_type": MAPPING,
+    "model_attributes_type": MAPPING,
+    "missing": "it is missing",
+    "list_type": "a list is expected, such as [0.3] for one value",
+    "too_short": "at least {min_length} of them is needed",
+    "int_type": "a whole number is expected",
+    "int_parsing": "a whole number is expected",
+    "float_type": "a number is expected",
+    "float_parsing": "a number is expected",
+    "string_type": "a word is expected",
+    "string_pattern_mismatch": "only a-z, 0-9, '-' and '_' may stand in a name, and at most 64 of them",
+}
+"""Pydantic's kinds of error, said to someone who writes YAML."""
+
+
+def sentence(error: pydantic.ValidationError) -> str:
+    """The first problem of a validation error, as ``place: what is wrong``."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    kind, message = first["type"], first["msg"].removeprefix("Value error, ")
+    message = EXPECTED.get(kind, message).format(**first.get("ctx", {}))
+    if not isinstance(value := first.get("input"), (Mapping, list, type(None))) and str(value) not in message:
+        message += f", not {value!r}"
+    return f"{place}: {message}" if place else message

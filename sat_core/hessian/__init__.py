@@ -1,0 +1,1 @@
+"""Curvature of a loss in the weights: the loss as a function of them, Lanczos, and planes through it."""

@@ -1,0 +1,55 @@
+"""The loss as a function of a network's weights, and its Hessian by products with vectors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp
+
+
+class Objective:
+    """``L(theta) = sum_i CE(f_theta(x_i), y_i) / n`` of an eval-mode network, as a function of a flat theta (P,).
+
+    Batches may be unequal: their losses are summed, then divided by n. ``theta``: the network's own weights.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> None:
+        self.model = model.eval()
+        self.batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
+        self.n = len(y)
+        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.theta = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    def weights(self, theta: Tensor) -> dict[str, Tensor]:
+        """The parameters by name, as views of a flat vector."""
+        parts = theta.split([shape.numel() for shape in self.shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    @torch.no_grad()
+    def __call__(self, theta: Tensor) -> tuple[float, float]:
+        """Loss and accuracy in [0, 1] at theta."""
+        weights, loss, correct = self.weights(theta), 0.0, 0
+        for x, y in self.batches:
+            logits = functional_call(self.model, weights, x)
+            loss += F.cross_entropy(logits, y, reduction="sum").item()
+            correct += int((logits.argmax(dim=1) == y).sum())
+        return loss / self.n, correct / self.n
+
+    def product(self, vector: Tensor) -> Tensor:
+        """Hessian times ``vector`` (P,), exactly: the derivative of the gradient along it (Pearlmutter 1994)."""
+        weights, direction, total = self.weights(self.theta), self.weights(vector), torch.zeros_like(vector)
+        for x, y in self.batches:
+
+            def loss(weights: dict[str, Tensor], x: Tensor = x, y: Tensor = y) -> Tensor:
+                return F.cross_entropy(functional_call(self.model, weights, x), y, reduction="sum")
+
+            tangents = jvp(grad(loss), (weights,), (direction,))[1]
+            total += torch.cat([tangents[name].flatten() for name in self.shapes])
+        return total / self.n
+
+
+def gaussians(count: int, like: Tensor, seed: int) -> list[Tensor]:
+    """Standard normal vectors, drawn on the CPU so that they are the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device) for _ in range(count)]

@@ -1,0 +1,90 @@
+"""What all figures share: sizes, colours, markers, headings, the legend, and the results that they are drawn from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sat_core.runs import folder
+from sat_core.runs.files import read_arrays
+from sat_core.study import RunId, Study
+from sat_core.study.address import Epsilon
+from sat_core.study.file import Table
+
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+}
+WIDTH = 5.9
+"""Inches: the text width of a common page, so that nothing is scaled down and the fonts stay legible."""
+COLOURS = ["#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00"]
+"""Okabe and Ito's palette, which the colour-blind can tell apart."""
+RED = "#C00000"
+MARKERS = "osD^vP*"
+
+
+def appearance(defenses: list[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each defense, the same in every figure of a table."""
+    return {d: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, d in enumerate(defenses)}
+
+
+def panels(rows: int, columns: int, height: float, **sharing: Any) -> tuple[Figure, np.ndarray]:
+    """A figure of a given height (inches), as wide as the text of a page, and its axes (rows, columns)."""
+    return plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **sharing)
+
+
+def blocks(table: Table) -> list[tuple[str, Epsilon]]:
+    """What is never drawn over one another: runs of another model or another epsilon."""
+    return [(model, epsilon) for model in table.models for epsilon in table.epsilons]
+
+
+def in_block(rows: pd.DataFrame, model: str, epsilon: Epsilon, defense: str | None = None) -> pd.DataFrame:
+    """The rows of one model and epsilon, and of one defense if it is given."""
+    rows = rows[(rows["model"] == model) & (rows["epsilon"] == epsilon.text)]
+    return rows if defense is None else rows[rows["defense"] == defense]
+
+
+def heading(table: Table, model: str, epsilon: Epsilon, between: str = ", ") -> str:
+    """Of a block of panels: epsilon, and the model where there are several."""
+    return f"$\\epsilon$ = {epsilon}" + (f"{between}{model}" if len(table.models) > 1 else "")
+
+
+def draw_points(axis, x, y, trivial, colour: str, marker: str, label: str, line: bool = False) -> None:
+    """Markers, hollow where trivial, with a legend entry for each kind there is; joined if ``line``."""
+    if line:
+        axis.plot(x, y, color=colour, lw=1.3, alpha=0.8)
+    for hollow in sorted(set(trivial)):
+        fill = "white" if hollow else colour
+        chosen, text = trivial == hollow, f"{label} (trivial)" if hollow else label
+        axis.scatter(
+            x[chosen], y[chosen], marker=marker, s=24, facecolors=fill, edgecolors=colour, zorder=3, label=text
+        )
+
+
+def existing(study: Study, ids: list[RunId], stage: str, arrays: str = "") -> dict[RunId, dict]:
+    """What a stage has recorded of each run that it was done for, on the weights that the run has now.
+
+    ``arrays``: the npz file whose content is meant instead of the record itself.
+    """
+    found = {}
+    for run in map(study.run, ids):
+        if (record := folder.measured(run, stage)) is not None:
+            found[run.id] = read_arrays(run.folder / arrays) if arrays else record
+    return found
+
+
+def legend(figure: Figure, *axes: plt.Axes) -> None:
+    """One legend for the whole figure, above it, where it hides no data."""
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)

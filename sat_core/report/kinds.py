@@ -1,0 +1,108 @@
+"""The kinds of figures: what each shows, and which results it is drawn from. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Kind(NamedTuple):
+    """A kind of figure. ``ids``: the field of a table that lists its runs; ``stage``: what was done to each.
+
+    ``alt`` says what is to be seen to who cannot see it; ``caption`` how to read it. ``on_request``: drawn only where
+    it is asked for by name.
+    """
+
+    ids: str
+    stage: str
+    title: str
+    alt: str
+    caption: str
+    on_request: bool = False
+
+
+SURFACES = "Surfaces above contours of the loss, side by side for each defense, one block an epsilon."
+READING = (
+    "All panels of an epsilon share one scale, and one grid around the selected weights (the cross). Above each stand "
+    "the accuracies, the loss and the largest Hessian eigenvalue on the images that were used: a plane through a poor "
+    "network may look flat, and a trivial one, marked in red, is the flattest of all."
+)
+
+FIGURES = {
+    "tradeoff": Kind(
+        "run_ids",
+        "evaluate",
+        "Clean against robust accuracy",
+        "Scatter plot of AutoAttack accuracy over clean accuracy, one panel an epsilon, one marker a defense.",
+        "A marker a run, on the test images; up and to the right is better. Trivial runs are hollow.",
+    ),
+    "curves": Kind(
+        "run_ids",
+        "train",
+        "Training",
+        "Line charts over the epochs, one line a run: loss, clean and robust validation accuracy, lambda, share of "
+        "samples stopped, and attack steps used.",
+        "Loss: what the defense minimises, so defenses differ in kind (CAT adds a margin, which may be negative). "
+        "Validation accuracy: clean, and under the PGD of the training. lambda: the difficulty that the curriculum "
+        "allows; for dynamic, the threshold that it calls c. Stopped: the share of samples whose attack ended before "
+        "its last step; below it the mean number of steps a sample.",
+    ),
+    "examples": Kind(
+        "run_ids",
+        "evaluate",
+        "Adversarial examples",
+        "Two test images, and beside each, one column a defense: the perturbed image, the predictions on the clean and "
+        "on the perturbed image, and the perturbation.",
+        "The PGD of the training, never stopped, on the first test images of two classes; first seed. Below each "
+        "perturbed image: the prediction on the clean image → on the perturbed one, in red where the latter is wrong. "
+        "Perturbations: grey is none, black and white are minus and plus epsilon.",
+    ),
+    "curvature": Kind(
+        "curvature_ids",
+        "curvature",
+        "Curvature of the loss",
+        "Line charts of the largest Hessian eigenvalue, over the epochs and against epsilon, with the adversarial "
+        "accuracy on the same images below.",
+        "The largest eigenvalue of the Hessian, in the weights, of the mean cross entropy at adversarial examples of a "
+        "fixed sample of images. Right: at the selected weights, a marker a run, the line through the means over "
+        "seeds. Hollow: a trivial network, which is flat because it has learnt nothing.",
+    ),
+    "spectrum": Kind(
+        "curvature_ids",
+        "curvature",
+        "Spectrum of the Hessian",
+        "Line charts of the density of the Hessian's eigenvalues, logarithmic, one panel an epsilon, one line a "
+        "defense.",
+        "At the selected weights of the first seed, by Lanczos quadrature, smoothed with a Gaussian kernel.",
+    ),
+    "landscape": Kind(
+        "landscape_ids",
+        "landscape",
+        "Loss landscape: random directions",
+        SURFACES,
+        f"Along two random directions, scaled filter by filter. {READING}",
+    ),
+    "landscape-hessian": Kind(
+        "landscape_ids",
+        "landscape",
+        "Loss landscape: directions of most curvature",
+        SURFACES,
+        f"Along the two top eigenvectors of the Hessian. {READING}",
+    ),
+    "landscape-input": Kind(
+        "landscape_ids",
+        "landscape",
+        "Loss landscape: around the images",
+        SURFACES,
+        "The weights stay and the images move: along the sign of the loss's gradient, and along random signs, in units "
+        f"of epsilon. {READING}",
+    ),
+    "landscape-reattacked": Kind(
+        "landscape_ids",
+        "landscape",
+        "Loss landscape: random directions, attacked anew",
+        SURFACES,
+        f"As the first, with new adversarial examples at every point. {READING}",
+        on_request=True,
+    ),
+}
+"""In the order in which a report shows them."""

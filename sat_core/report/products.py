@@ -1,0 +1,99 @@
+"""Whether a table, a figure or the report is of the present results, settings and code. Imports nothing heavy.
+
+Beside each product stands a record, ``.<name>.json``, of what it was made of. Times of files say nothing: copying a
+study changes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from sat_core.errors import ConfigError
+from sat_core.report.kinds import FIGURES
+from sat_core.runs import folder
+from sat_core.runs.files import checksum, read_json, write_json
+from sat_core.study import Run, Study
+from sat_core.study.file import PARTS
+from sat_core.study.fingerprint import code
+
+HERE = Path(__file__).parent
+SUFFIXES = ("md", "csv", "tex", "html")
+
+
+class Product:
+    """A group of files made together. ``ids``: the runs in it, by stage; ``make``: called to write them."""
+
+    def __init__(self, study: Study, name: str, files: list[str], module: str, ids: dict[str, list[Run]]) -> None:
+        self.study, self.name, self.module, self.runs = study, name, module, ids
+        self.files = [study.folder / file for file in files]
+        self.record = study.folder / Path(name).with_name(f".{Path(name).name}.json")
+
+    def made_of(self) -> str:
+        """A hash of everything that its content depends on."""
+        known: list[object] = [self.study.file.model_dump(mode="json"), code(self.module)]
+        known += [checksum(path) for path in sorted(HERE.glob("*.jinja")) + sorted(HERE.glob("*.yaml"))]
+        for stage, runs in self.runs.items():
+            for run in runs:
+                path = run.folder / folder.STAGES[stage].record
+                known.append([checksum(path), folder.why_again(run, stage)] if path.exists() else None)
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether there is anything to make it of."""
+        stage = list(self.runs)[-1]
+        return any((run.folder / folder.STAGES[stage].record).exists() for run in self.runs[stage])
+
+    def is_current(self) -> bool:
+        """Whether all of its files are there, whole, and made of what there is now."""
+        try:
+            record = read_json(self.record)
+        except ConfigError:
+            return False
+        whole = all(path.exists() and checksum(path) == record["files"].get(path.name) for path in self.files)
+        return whole and record["made_of"] == self.made_of()
+
+    def write(self, make: Callable[[], object]) -> None:
+        """Make it, and put on record what of."""
+        made_of = self.made_of()
+        make()
+        write_json(self.record, {"made_of": made_of, "files": {path.name: checksum(path) for path in self.files}})
+
+
+def table(study: Study, name: str) -> Product:
+    """One table of the study, with its parts."""
+    runs = [study.run(id) for id in study.file.tables[name].run_ids]
+    files = [f"tables/{name}{part}.{suffix}" for part in PARTS for suffix in SUFFIXES]
+    return Product(study, f"tables/{name}", files, "report.tables", {"train": runs, "evaluate": runs})
+
+
+def figure(study: Study, name: str, kind: str) -> Product:
+    """One figure of a table."""
+    about = FIGURES[kind]
+    runs = [study.run(id) for id in getattr(study.file.tables[name], about.ids)]
+    files = [f"figures/{name}-{kind}.{suffix}" for suffix in ("png", "pdf")]
+    return Product(study, f"figures/{name}-{kind}", files, "report.figures", {"train": runs, about.stage: runs})
+
+
+def of(study: Study) -> dict[str, Product]:
+    """Everything that is made for a study without being asked for by name, by path without suffix, but the report."""
+    made = [table(study, name) for name in study.file.tables]
+    made += [
+        figure(study, name, kind)
+        for name, asked in study.file.tables.items()
+        for kind, about in FIGURES.items()
+        if getattr(asked, about.ids) and not about.on_request
+    ]
+    return {product.name: product for product in made}
+
+
+def report(study: Study) -> Product:
+    """The study on one page."""
+    runs = {stage: [] for stage in folder.STAGES}
+    for asked in study.file.tables.values():
+        for stage, about in folder.STAGES.items():
+            runs[stage] += [study.run(id) for id in getattr(asked, about.ids)]
+    return Product(study, "report", ["report.html"], "report.page", runs)

@@ -1,0 +1,233 @@
+"""The study's tables: accuracy in the paper's layout, accuracy after each attack, and cost.
+
+All are made from what exists: a run that failed, or has not been made yet, leaves a dash.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sat_core.report.numbers import ADDRESS, AFTER, SECONDS, costs, interval, published, results, summarise
+from sat_core.report.render import MISSING, STALE, TRIVIAL, Cell, Sheet, as_html, latex, markdown
+from sat_core.runs.files import atomic
+from sat_core.study import Study
+from sat_core.study.file import PARTS, Table
+
+COST = {
+    "epoch_seconds": ("Epoch (s)", "{:.2f}"),
+    "steps": ("PGD steps", "{:.2f}"),
+    "steps_saved": ("Steps saved (%)", "{:.1f}"),
+    "memory": ("Memory (MB)", "{:.0f}"),
+    "gpu_memory": ("GPU memory (MB)", "{:.0f}"),
+}
+MOST_COLUMNS = 6
+"""Legible across a page."""
+
+
+def accuracy_cells(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
+    """The csv behind the accuracies: one row a cell and accuracy, in %, with what has been published about it."""
+    cells = summarise(table, rows, list(AFTER)).rename(columns={"measure": "accuracy"})
+    shared = rows.groupby(ADDRESS[:3], as_index=False).agg(
+        trivial_seeds=("trivial", "sum"), test_images=("n", "first"), stale_seeds=("stale", lambda of: of.ne("").sum())
+    )
+    cells = cells.merge(shared, "left", ADDRESS[:3])
+    for column in ("trivial_seeds", "stale_seeds", "test_images"):
+        cells[column] = pd.to_numeric(cells[column]).astype("Int64")
+    ends = [
+        interval(cell.mean, cell.std, cell.seeds, cell.test_images) if cell.seeds else (math.nan, math.nan)
+        for cell in cells[["mean", "std", "seeds", "test_images"]].itertuples(index=False)
+    ]
+    cells[["low", "high"]] = pd.DataFrame(ends, index=cells.index)
+    found = [
+        published().get((table.dataset, cell.model, cell.defense, Fraction(cell.epsilon), cell.accuracy), {})
+        for cell in cells.itertuples()
+    ]
+    for column in ("published", "label", "source", "published_trivial"):
+        cells[column] = [number.get(column) for number in found]
+    cells["published"] = cells["published"].astype(float)
+    cells["difference"] = cells["mean"] - cells["published"]
+    return cells
+
+
+def sheets(study: Study, name: str) -> dict[str, Sheet]:
+    """The tables that are written for one table of the study, by file name."""
+    table = study.file.tables[name]
+    rows = results(study, table)
+    data = accuracy_cells(table, rows)
+    made = main_sheet(table, data, rows), attacks_sheet(table, data, rows), cost_sheet(table, costs(study, table))
+    return {f"{name}{part}": sheet for part, sheet in zip(PARTS, made, strict=True)}
+
+
+def main_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
+    """The paper's layout: defenses below each other, models x epsilons x (Clean, Robust) side by side.
+
+    Models that would make it too wide are below each other, too.
+    """
+    data = data[data["accuracy"].isin(["clean", "robust"])]
+    shown = data["mean"].round(2).where(data["trivial_seeds"].eq(0).fillna(False).astype(bool))
+    best = shown.eq(shown.groupby([data["model"], data["epsilon"], data["accuracy"]]).transform("max"))
+    columns = pd.MultiIndex.from_product([[f"ε = {e}" for e in table.epsilons], ["Clean", "Robust"]])
+    cells = frame(pd.MultiIndex.from_product([table.models, table.defenses]), columns)
+    for cell, is_best in zip(data.itertuples(), best, strict=True):
+        below = {"95 %": f"[{cell.low:.1f}, {cell.high:.1f}]"} if cell.seeds else {}
+        if 0 < cell.seeds < len(table.seeds):
+            below["seeds"] = str(cell.seeds)
+        content = number(cell, "{:.2f}", below | beside(cell), bool(is_best))
+        cells.at[(cell.model, cell.defense), (f"ε = {cell.epsilon}", cell.accuracy.title())] = content
+    if 1 < len(table.models) <= MOST_COLUMNS / len(columns):
+        cells = pd.concat({model: cells.loc[model] for model in table.models}, axis=1)
+    else:
+        cells = without_one_model(table, cells)
+    origin = "the test images" if len(table.seeds) == 1 else "test images and seeds"
+    note = [
+        about(table, rows, f"Robust: AutoAttack (standard, L∞); {over_seeds(table)}."),
+        f"95 %: interval from {origin}. Bold: the best defense, trivial runs aside.",
+        f"{TRIVIAL} at least one seed ended as a trivial classifier: constant, or no better than a constant.",
+        missing(table, rows),
+        standing(rows),
+        sources(data),
+    ]
+    return Sheet(cells, " ".join(filter(None, note)), data)
+
+
+def attacks_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
+    """Accuracy after each attack of AutoAttack, and below it the seconds that the attack took."""
+    seconds = summarise(table, rows, [f"seconds_{attack}" for attack in SECONDS.values()])
+    seconds = seconds.set_index([*ADDRESS[:3], "measure"])["mean"]
+    data = data.assign(
+        seconds=[
+            seconds.get((cell.model, cell.defense, cell.epsilon, f"seconds_{SECONDS.get(cell.accuracy)}"), math.nan)
+            for cell in data.itertuples()
+        ]
+    )
+    cells = frame(long_index(table), pd.Index([*AFTER.values(), "Seconds"]))
+    for cell in data.itertuples():
+        row = cell.model, f"ε = {cell.epsilon}", cell.defense
+        below = {} if math.isnan(cell.seconds) else {"seconds": f"{cell.seconds:.1f}"}
+        cells.at[row, AFTER[cell.accuracy]] = number(cell, "{:.2f}", below | beside(cell))
+    for (model, defense, epsilon), total in seconds.groupby(level=[0, 1, 2], sort=False).sum(min_count=1).items():
+        if not math.isnan(total):
+            cells.at[(model, f"ε = {epsilon}", defense), "Seconds"] = Cell(f"{total:.1f}")
+    note = [
+        about(table, rows, f"After each attack of AutoAttack (standard, L∞) in turn; {over_seeds(table)}."),
+        f"Seconds: on {devices(rows)}, the mean over seeds; below an accuracy those of its attack, which meets only",
+        "the images that are still standing.",
+        f"{TRIVIAL} at least one seed is trivial.",
+        missing(table, rows),
+        standing(rows),
+        sources(data),
+    ]
+    return Sheet(without_one_model(table, cells), " ".join(filter(None, note)), data)
+
+
+def cost_sheet(table: Table, rows: pd.DataFrame) -> Sheet:
+    """What training took."""
+    measures = [name for name in COST if name != "gpu_memory" or rows[name].notna().any()]
+    data = summarise(table, rows, measures)
+    cells = frame(long_index(table), pd.Index([COST[name][0] for name in measures]))
+    for cell in data[data["seeds"] > 0].itertuples():
+        title, form = COST[cell.measure]
+        content = Cell("n/a") if math.isnan(cell.mean) else number(cell, form)
+        cells.at[(cell.model, f"ε = {cell.epsilon}", cell.defense), title] = content
+    note = [
+        f"{table.caption} Cost of training on {devices(rows)}; {over_seeds(table)}.",
+        "Epoch: validation included. PGD steps a sample, over the whole training, and the share of the attack's steps",
+        "that stopping samples early has saved; n/a: no attack. Memory: the process's peak.",
+        missing(table, rows),
+    ]
+    return Sheet(without_one_model(table, cells), " ".join(filter(None, note)).strip(), data)
+
+
+def frame(index: pd.Index, columns: pd.Index) -> pd.DataFrame:
+    """Missing cells everywhere."""
+    return pd.DataFrame(Cell(), index=index, columns=columns, dtype=object)
+
+
+def long_index(table: Table) -> pd.MultiIndex:
+    """Rows of the tables in which epsilons, too, are below each other."""
+    epsilons = [f"ε = {epsilon}" for epsilon in table.epsilons]
+    return pd.MultiIndex.from_product([table.models, epsilons, table.defenses])
+
+
+def without_one_model(table: Table, cells: pd.DataFrame) -> pd.DataFrame:
+    """A model that all rows share is named in the note."""
+    return cells.droplevel(0) if len(table.models) == 1 else cells
+
+
+def number(cell: Any, form: str, below: dict[str, str] | None = None, best: bool = False) -> Cell:
+    """A :class:`Cell` from a row of :func:`summarise`."""
+    if not cell.seeds:
+        return Cell(below=below or {})
+    spread = "" if math.isnan(cell.std) else form.format(cell.std)
+    trivial, stale = (bool(getattr(cell, name, 0)) for name in ("trivial_seeds", "stale_seeds"))
+    return Cell(form.format(cell.mean), spread, below or {}, best, trivial, stale)
+
+
+def beside(cell: Any) -> dict[str, str]:
+    """The published number, and in brackets what ours has more."""
+    if math.isnan(cell.published):
+        return {}
+    more = "" if math.isnan(cell.difference) else f" ({cell.difference:+.2f})".replace("-", "−")
+    return {cell.label: f"{cell.published:.2f}{f' {TRIVIAL}' if cell.published_trivial else ''}{more}"}
+
+
+def about(table: Table, rows: pd.DataFrame, how: str) -> str:
+    """What was measured."""
+    images = "/".join(str(n) for n in sorted(set(rows["n"]))) or "no"
+    models = f"model{'s' * (len(table.models) > 1)} {', '.join(table.models)}"
+    return f"{table.caption} Accuracy in % on {images} test images of {table.dataset}, {models}. {how}".strip()
+
+
+def devices(rows: pd.DataFrame) -> str:
+    """What the runs ran on."""
+    return ", ".join(sorted(set(rows["device"]))) or "no device yet"
+
+
+def over_seeds(table: Table) -> str:
+    """How many numbers are behind one."""
+    return "1 seed" if len(table.seeds) == 1 else f"mean ± standard deviation over {len(table.seeds)} seeds"
+
+
+def missing(table: Table, rows: pd.DataFrame) -> str:
+    """How many runs the table still lacks, or nothing."""
+    lacking, all_ = len(table.run_ids) - len(rows), len(table.run_ids)
+    return f"{lacking} of {all_} runs {'is' if lacking == 1 else 'are'} missing, marked {MISSING}." if lacking else ""
+
+
+def standing(rows: pd.DataFrame) -> str:
+    """Which runs are of other settings or code than the present, and which a user accepted so; or nothing."""
+    told = [f"{a.defense}, ε = {a.epsilon}, seed {a.seed} ({a.stale})" for a in rows[rows["stale"].ne("")].itertuples()]
+    text = f"{STALE} of other settings or code than the present: {'; '.join(told)}." if told else ""
+    accepted = int(rows["accepted"].astype(bool).sum())
+    return f"{text} {accepted} runs were accepted under later code: see run.json.".strip() if accepted else text
+
+
+def sources(data: pd.DataFrame) -> str:
+    """Where the published numbers come from, or nothing."""
+    known = data.dropna(subset=["label"])[["label", "source"]].drop_duplicates()
+    told = [f"{label.capitalize()} (in brackets: ours minus it): {source}." for label, source in known.values]
+    return " ".join(told)
+
+
+def write_table(study: Study, name: str) -> list[Path]:
+    """Write ``tables/<name>``, ``<name>-attacks`` and ``<name>-cost``, each as csv, md, tex and html, from the results
+    there are; returns the paths of the markdown files."""
+    written = []
+    for title, sheet in sheets(study, name).items():
+        path = study.folder / "tables" / title
+        content = {
+            "csv": sheet.data.to_csv(index=False, float_format="%.8g"),
+            "tex": latex(sheet, title),
+            "html": as_html(sheet, title),
+            "md": markdown(sheet),
+        }
+        for suffix, text in content.items():
+            with atomic(path.with_name(f"{title}.{suffix}")) as file:
+                file.write(text)
+        written.append(path.with_name(f"{title}.md"))
+    return written

@@ -1,0 +1,57 @@
+"""Whether every run of a study can be trained, before any is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from sat_core import defenses, models
+from sat_core.errors import ConfigError
+from sat_core.runs.data import PUBLIC
+from sat_core.study import Run, Study
+
+
+def check(study: Study, runs: Iterable[Run]) -> None:
+    """Raise ConfigError unless each of these runs' network fits its images and its defense takes its options."""
+    seen: set[tuple[str, ...]] = set()
+    splits: dict[str, Run] = {}
+    for run in runs:
+        first = splits.setdefault(run.dataset, run)
+        if (run.data, run.validation) != (first.data, first.validation):
+            raise ConfigError(
+                f"{study.path}: data and validation must be the same for all runs of '{run.dataset}', but "
+                f"{run.id.path} and {first.id.path} differ"
+            )
+        network = (run.model, run.data.model_dump_json())
+        defense = (run.base, json.dumps(run.options), run.training.model_dump_json())
+        try:
+            if defense not in seen:
+                check_defense(run)
+            if network not in seen:
+                models.check(run.model, **run.data.network)
+            check_counts(run)
+        except ConfigError as error:
+            raise ConfigError(f"{study.path}, {run.id.path}: {error}") from None
+        seen |= {network, defense}
+
+
+def check_defense(run: Run) -> None:
+    """Raise ConfigError unless the defense takes its options and can be trained as the run asks."""
+    defense = defenses.build(run.base, run.options, run.training.epochs)
+    if defense.looks_inside and run.training.compile:
+        raise ConfigError(
+            f"defense '{run.base}' looks at the network's layers, which a compiled network hides; leave "
+            "training.compile out"
+        )
+
+
+def check_counts(run: Run) -> None:
+    """Raise ConfigError where a public dataset has fewer images than the run asks for."""
+    if run.data.source in PUBLIC:
+        train, test = PUBLIC[run.data.source]
+        for key, wanted, there in (
+            ("data.train_images", run.data.train_images, train),
+            ("evaluation.images", run.evaluation.images, test),
+        ):
+            if wanted is not None and wanted > there:
+                raise ConfigError(f"{key} asks for {wanted}, but there are {there}")

@@ -1,0 +1,63 @@
+"""How sharp a run's loss is: the Hessian in the weights, at adversarial examples of a fixed sample of images.
+
+A collapsed network is the flattest of all, so accuracy and loss on the same sample stand beside every eigenvalue.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sat_core.hessian.lanczos import spectral_density
+from sat_core.hessian.objective import gaussians
+from sat_core.runs import checkpoint, folder
+from sat_core.runs.device import device_name, take_device
+from sat_core.runs.files import verify
+from sat_core.runs.network import trained_model
+from sat_core.runs.sample import measure, sample
+from sat_core.study import Run
+
+log = logging.getLogger(__name__)
+
+
+def curvature(run: Run) -> None:
+    """Measure a trained run: writes ``curvature.json``: lambda_max at the selected weights and at every snapshot.
+
+    The run's folder is not locked: this may go on beside its evaluation and landscape, and the file appears whole.
+    Raises ConfigError if the run is not trained with its present configuration and code, or lacks a snapshot.
+    """
+    began, device, config = time.perf_counter(), take_device(run), run.curvature
+    model, weights = trained_model(run, device)
+    x, y = sample(run, device)
+    selected, objective, _ = measure(run, model, x, y)
+    probes = gaussians(config.probes, objective.theta, config.seed)
+    nodes, densities = spectral_density(objective.product, probes, config.steps)
+    epochs = []
+    for epoch in tqdm(run.training.snapshot_epochs, "snapshots", leave=False, disable=None):
+        checkpoint.load_weights(snapshot(run, epoch), model)
+        epochs.append({"epoch": epoch} | measure(run, model, x, y)[0])
+        log.info("epoch %d: lambda_max %.4g", epoch, epochs[-1]["lambda_max"])
+    content = {
+        "epsilon": run.epsilon.text,
+        "config": config.model_dump(mode="json"),
+        "weights": weights,
+        "parameters": len(objective.theta),
+        "selected": {"epoch": folder.record_of(run, "train")["best_epoch"] + 1} | selected,
+        "epochs": epochs,
+        "spectrum": {"nodes": nodes, "weights": densities},
+        "seconds": time.perf_counter() - began,
+        "device": device_name(device),
+    }
+    folder.write_record(run, "curvature", content)
+    log.info("selected weights: lambda_max %.4g, residual %.1g", selected["lambda_max"], selected["residual"])
+
+
+def snapshot(run: Run, epoch: int) -> Path:
+    """The weights kept after ``epoch`` epochs; raises ConfigError if they are missing or damaged."""
+    name = run.training.snapshot(epoch)
+    expected = folder.record_of(run, "train")["files"][name]
+    verify(run.folder / name, expected, f"delete {run.folder} and `train` the run again")
+    return run.folder / name

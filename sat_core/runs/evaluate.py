@@ -1,0 +1,145 @@
+"""Judging a trained run with AutoAttack on the test images, resumable, recorded image by image."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from typing import Any
+
+import numpy as np
+import pyautoattack
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sat_core.attacks import cross_entropy, uniform_start
+from sat_core.autoattack import ATTACKS, attack_standing
+from sat_core.errors import ConfigError
+from sat_core.runs import folder
+from sat_core.runs.data import load
+from sat_core.runs.device import device_name, take_device
+from sat_core.runs.files import atomic, read_json, sole_writer, write_json
+from sat_core.runs.images import Images
+from sat_core.runs.network import measuring_attack, predict, trained_model
+from sat_core.study import Run
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = 2
+PARTS = "autoattack.parts"
+"""Folder of the blocks judged so far; gone once they are merged."""
+
+
+def evaluate(run: Run, shard: tuple[int, int] | None = None) -> None:
+    """Judge a trained run: writes ``autoattack.csv`` (one row an image) and ``autoattack.json`` (the summary).
+
+    Before them ``examples.npz``: see :func:`write_examples`.
+
+    The unit of work is a block of ``batch_size`` images, whose progress is saved after each of the four attacks, so
+    that whatever interrupts the work, little is lost. With ``shard`` (i, n), only every n-th block from the i-th on is
+    judged and nothing is merged; without, the blocks that are left, then all are merged. The result does not depend
+    on who judged which block. Raises ConfigError if the run has not been trained with its present configuration.
+
+    ``broken_by`` names the attack that broke an image, ``clean`` if it was misclassified to begin with, and is empty
+    for a robust one.
+    """
+    device = take_device(run)
+    work = "evaluate" if shard is None else f"evaluate-{shard[0]}-of-{shard[1]}"
+    with sole_writer(run.folder, work):
+        if shard is None and folder.finished(run, "evaluate"):
+            log.info("%s is judged: nothing to do", run.folder)
+            return
+        model, weights = trained_model(run, device)
+        (images,) = load(run, "test")
+        count, size = min(len(images), run.evaluation.images or len(images)), run.evaluation.batch_size
+        starts = range(0, count, size)
+        i, n = shard or (1, 1)
+        blocks = []
+        for first in tqdm(starts[i - 1 :: n], "AutoAttack", leave=False, disable=None):
+            x, y = (tensor.to(device) for tensor in images.batch(slice(first, min(first + size, count))))
+            blocks.append(judged_block(run, model, weights, first // size, x, y))
+            log.info("block %d of %d judged", first // size + 1, len(starts))
+        if shard is None:
+            write_examples(run, model, weights, images)
+            write_results(run, weights, blocks, device)
+
+
+def judged_block(run: Run, model: nn.Module, weights: str, number: int, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """The verdict on one block, from its file as far as that goes, if that is on the same ``weights`` (a checksum)."""
+    path = run.folder / PARTS / f"block{number:04}.json"
+    prediction = predict(model, x)
+    block = {
+        "made_of": folder.present(run, "evaluate"),
+        "weights": weights,
+        "labels": y.tolist(),
+        "predictions": prediction.tolist(),
+        "broken_by": ["" if right else "clean" for right in (prediction == y).tolist()],
+        "batch_size": run.evaluation.batch_size,
+        "seconds": {},
+    }
+    if path.exists():
+        try:
+            saved = read_json(path)
+            block = saved if all(saved.get(key) == block[key] for key in ("made_of", "weights")) else block
+        except ConfigError as error:
+            log.warning("%s; the block is judged again", error)
+    settings = {"epsilon": run.epsilon.value, "seed": run.evaluation.seed + number, "classes": run.data.classes}
+    for attack in ATTACKS[len(block["seconds"]) :]:
+        began = time.perf_counter()
+        block["batch_size"] = attack_standing(
+            *(model, x, y, attack), broken_by=block["broken_by"], batch_size=block["batch_size"], **settings
+        )
+        block["seconds"][attack] = time.perf_counter() - began
+        write_json(path, block)
+    return block
+
+
+def write_results(run: Run, weights: str, blocks: list[dict[str, Any]], device: torch.device) -> None:
+    """Merge all blocks, in order, into ``autoattack.csv`` and ``autoattack.json``."""
+    columns = ([value for block in blocks for value in block[key]] for key in ("labels", "predictions", "broken_by"))
+    rows = [(i, *row) for i, row in enumerate(zip(*columns, strict=True))]
+    seconds = {attack: sum(block["seconds"][attack] for block in blocks) for attack in ATTACKS}
+    summary = summary_of(run, [row[3] for row in rows], seconds, min(block["batch_size"] for block in blocks))
+    folder.write_verdict(run, rows, summary | {"weights": weights, "device": device_name(device)})
+    shutil.rmtree(run.folder / PARTS)
+
+
+def write_examples(run: Run, model: nn.Module, weights: str, images: Images) -> None:
+    """Attack the first test images of two classes with the training PGD, never stopped: ``examples.npz``, to look at.
+
+    ``clean`` and ``perturbed`` float32 (n, C, H, W) in [0, 1]; ``label`` and the predictions on both, int64 (n,);
+    ``weights``, a checksum of those that were attacked.
+    """
+    labels = images.labels.tolist()
+    first = [labels.index(label) for label in dict.fromkeys(labels)][:EXAMPLES]
+    x, y = (tensor.to(next(model.parameters()).device) for tensor in images.batch(torch.tensor(first)))
+    attack = measuring_attack(run)
+    torch.manual_seed(run.evaluation.seed)
+    perturbed = attack(model, x, cross_entropy(y), start=uniform_start(x, attack.epsilon)).x
+    predictions = {"prediction": predict(model, x), "prediction_perturbed": predict(model, perturbed)}
+    arrays = {"clean": x, "perturbed": perturbed, "label": y, **predictions}
+    with atomic(run.folder / "examples.npz", "wb") as file:
+        np.savez_compressed(file, weights=weights, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
+
+
+def summary_of(run: Run, broken_by: list[str], seconds: dict[str, float], batch_size: int) -> dict[str, object]:
+    """The content of ``autoattack.json``: accuracies in [0, 1] out of what broke each image."""
+    standing, n = len(broken_by) - broken_by.count("clean"), len(broken_by)
+    clean, after = standing / n, {}
+    for attack in ATTACKS:
+        standing -= broken_by.count(attack)
+        after[attack] = standing / n
+    return {
+        "epsilon": run.epsilon.text,
+        "norm": "Linf",
+        "version": "standard",
+        "pyautoattack": pyautoattack.__version__,
+        "seed": run.evaluation.seed,
+        "batch_size": batch_size,
+        "n": n,
+        "clean": clean,
+        "after": after,
+        "robust": after[ATTACKS[-1]],
+        "seconds": seconds,
+    }

@@ -1,0 +1,298 @@
+"""A run's folder: its files read, verified and written, and whether they are of the present settings and code.
+
+Each stage of a run leaves a record, a JSON file written last, which says what the result is made of and holds the
+checksums of the files beside it. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import getpass
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sat_core.errors import ConfigError, Hopeless
+from sat_core.runs.files import atomic, checksum, make_folder, read_json, verify, write_json
+from sat_core.study import Run
+from sat_core.study.fingerprint import changes, environment, git_commit, made_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+
+class Stage(NamedTuple):
+    """``ids``: the field of a table that lists the runs; ``record``: written last; ``files``: those beside it."""
+
+    ids: str
+    record: str
+    files: tuple[str, ...] = ()
+
+
+WEIGHTS, HISTORY, IMAGES = "model.safetensors", "history.csv", "autoattack.csv"
+STAGES = {
+    "train": Stage("run_ids", "run.json", (WEIGHTS, HISTORY)),
+    "evaluate": Stage("run_ids", "autoattack.json", (IMAGES, "examples.npz")),
+    "curvature": Stage("curvature_ids", "curvature.json"),
+    "landscape": Stage("landscape_ids", "landscape.json", ("landscape.npz",)),
+}
+KEPT = ".kept"
+"""Folder of a run that holds every finished result a second time, as hard links. Snakemake does not know them: what it
+deletes, because another job of an allocation failed or before it tries again, comes back from there."""
+FAILED = "failed.json"
+"""Why a run cannot succeed as long as its settings and the code are what they are."""
+INTERRUPTED = "interrupted.json"
+
+
+def write_record(run: Run, stage: str, content: dict[str, Any]) -> None:
+    """Finish a stage: write its record, whose presence means complete, and keep all of it."""
+    about = STAGES[stage]
+    files = content.get("files", {}) | {name: checksum(run.folder / name) for name in about.files}
+    record = {"run": run.id.path, **content, "files": files, "made_of": present(run, stage)}
+    write_json(run.folder / about.record, record | {"environment": environment()})
+    _keep(run, stage)
+    for marker in (FAILED, INTERRUPTED):
+        (run.folder / marker).unlink(missing_ok=True)
+
+
+def _keep(run: Run, stage: str) -> None:
+    for name in (*STAGES[stage].files, STAGES[stage].record):
+        _link(run.folder / name, run.folder / KEPT / name)
+
+
+def _link(source: Path, target: Path) -> None:
+    """``source`` under a second name, or a copy of it where the file system has no hard links."""
+    make_folder(target.parent)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(source, beside)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV, errno.EACCES):
+            raise
+        shutil.copy2(source, beside)
+    beside.replace(target)
+
+
+def finished(run: Run, stage: str) -> bool:
+    """Whether a stage's result is there, whole and current; if it was deleted but had been kept, it is put back."""
+    kept, about = run.folder / KEPT, STAGES[stage]
+    try:
+        if not (run.folder / about.record).exists() and is_kept(run, stage):
+            for name in (*about.files, about.record):
+                _link(kept / name, run.folder / name)
+            log.info("%s was finished before and is put back", run.folder / about.record)
+        record = record_of(run, stage)
+        if record is None:
+            return False
+        for name, expected in record["files"].items():
+            verify(run.folder / name, expected, "it will be written again")
+    except (ConfigError, FileNotFoundError) as error:
+        log.warning("%s", error)
+        return False
+    if reasons := _changes(run, stage, record):
+        log.info("%s is of other settings or code: %s", run.folder / about.record, "; ".join(reasons))
+    return not reasons
+
+
+def is_kept(run: Run, stage: str) -> bool:
+    """Whether a stage was finished, of the present settings and code, even if its files were deleted since."""
+    path = run.folder / KEPT / STAGES[stage].record
+    return path.exists() and not _changes(run, stage, read_json(path))
+
+
+def record_of(run: Run, stage: str) -> dict[str, Any] | None:
+    """A stage's record, or None if there is none; raises ConfigError if it is damaged."""
+    path = run.folder / STAGES[stage].record
+    return read_json(path) if path.exists() else None
+
+
+def why_again(run: Run, stage: str) -> list[str]:
+    """What is wrong with a result that is there: why it is not of the present settings and code, a phrase each."""
+    try:
+        record = record_of(run, stage)
+    except ConfigError as error:
+        return [str(error)]
+    if record is None:
+        return []
+    missing = [f"{name} is missing" for name in record["files"] if not (run.folder / name).exists()]
+    return missing + _changes(run, stage, record)
+
+
+def present(run: Run, stage: str) -> dict[str, Any]:
+    """What the result of a stage is made of now: settings, code and, of a training, the images by their checksums."""
+    if stage != "train":
+        return made_of(run, stage)
+    data = data_record(run) or {}
+    return made_of(run, stage) | {"data": {part: data[part]["sha256"] for part in ("train", "validation") if data}}
+
+
+def differences(run: Run, stage: str, recorded: dict[str, Any]) -> list[str]:
+    """What has changed since a result was made of ``recorded``, a phrase each."""
+    if not recorded:
+        return ["it is of an earlier version of sat_core"]
+    try:
+        data = data_record(run) or {}
+    except ConfigError:
+        data = {}  # it will be made again, and asked then
+    images = [p for p, found in recorded.get("data", {}).items() if p in data and data[p]["sha256"] != found]
+    return changes(recorded, run, stage) + [f"the {part} images are others" for part in images]
+
+
+def _changes(run: Run, stage: str, record: dict[str, Any]) -> list[str]:
+    said = differences(run, stage, record.get("made_of", {}))
+    if stage != "train" and record["weights"] != weights(run):
+        said.append("it is of other weights")
+    return said
+
+
+def weights(run: Run) -> str | None:
+    """The checksum of the selected weights, as recorded; None if the run is not trained."""
+    record = record_of(run, "train")
+    return None if record is None else record["files"][WEIGHTS]
+
+
+def trained_weights(run: Run) -> str:
+    """The checksum of the selected weights; raises ConfigError unless they are there and of the present run."""
+    record = record_of(run, "train")
+    if record is None:
+        raise ConfigError(f"{run.folder / 'run.json'} is missing: the run is not trained yet; `train` it first")
+    if reasons := _changes(run, "train", record):
+        raise ConfigError(
+            f"{run.folder / 'run.json'} is of another configuration or code ({'; '.join(reasons)}); `train` the run "
+            "again first"
+        )
+    verify(run.folder / WEIGHTS, record["files"][WEIGHTS], "`train` the run again, which takes it from the checkpoint")
+    return record["files"][WEIGHTS]
+
+
+def write_training(run: Run, rows: list[dict[str, Any]], record: dict[str, Any]) -> None:
+    """Write the history, a dict an epoch, and then ``run.json``, whose presence means that training is complete."""
+    with atomic(run.folder / HISTORY) as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    write_record(run, "train", record)
+
+
+def trained(run: Run) -> tuple[dict[str, Any], pd.DataFrame] | None:
+    """``run.json`` and ``history.csv``, verified, or None if the run is not trained; raises ConfigError."""
+    import pandas as pd  # half a second, which planning does without
+
+    record = record_of(run, "train")
+    if record is None:
+        return None
+    verify(run.folder / HISTORY, record["files"][HISTORY], "run `train` again, which takes it from the checkpoint")
+    return record, pd.read_csv(run.folder / HISTORY)
+
+
+def write_verdict(run: Run, rows: Iterable[tuple[Any, ...]], summary: dict[str, Any]) -> None:
+    """Write AutoAttack's verdict: (index, label, prediction, broken_by) of each image, and then the summary."""
+    with atomic(run.folder / IMAGES) as file:
+        csv.writer(file).writerows([("index", "label", "prediction", "broken_by"), *rows])
+    write_record(run, "evaluate", summary)
+
+
+def judged(run: Run) -> tuple[dict[str, Any], pd.DataFrame] | None:
+    """The verdict on the weights that the run has now, summary and images, or None; raises ConfigError if damaged."""
+    import pandas as pd
+
+    summary = measured(run, "evaluate")
+    return None if summary is None else (summary, pd.read_csv(run.folder / IMAGES, keep_default_na=False))
+
+
+def measured(run: Run, stage: str) -> dict[str, Any] | None:
+    """The record of what was measured on the weights that the run has now, or None; raises ConfigError if damaged."""
+    record = record_of(run, stage)
+    if record is None or record["weights"] != weights(run):
+        return None
+    for name, expected in record["files"].items():
+        verify(run.folder / name, expected, f"delete it and run `{stage}` again")
+    return record
+
+
+def data_file(run: Run) -> Path:
+    """Where the prepared images of a run's dataset are."""
+    return Path("results", run.study, "data", f"{run.dataset}.safetensors")
+
+
+def data_record(run: Run) -> dict[str, Any] | None:
+    """What is known of the prepared images: for each part counts and a checksum; None before they are prepared."""
+    path = data_file(run).with_suffix(".json")
+    return read_json(path) if path.exists() else None
+
+
+def accept(run: Run) -> list[str]:
+    """Declare the run's results to be valid under today's code; returns what was accepted, a phrase each.
+
+    Recorded with who, when, the commit, and the code before and now. Raises ConfigError if the run is not trained, or
+    where settings or images differ, not code alone: that is another experiment.
+    """
+    if record_of(run, "train") is None:
+        raise ConfigError(f"{run.folder / 'run.json'} is missing: there is nothing to accept")
+    accepted = []
+    for stage, about in STAGES.items():
+        record = record_of(run, stage)
+        if record is None or not (reasons := _changes(run, stage, record)):
+            continue
+        now = made_of(run, stage)
+        of_code = [reason for reason in reasons if reason.endswith(" changed")]
+        if other := [reason for reason in reasons if reason not in of_code]:
+            raise ConfigError(f"{run.folder / about.record}: only changed code can be accepted, not this: {other[0]}")
+        note = {
+            "by": getpass.getuser(),
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "commit": git_commit(),
+            "changes": of_code,
+            "before": record["made_of"]["code"],
+            "now": now["code"],
+        }
+        record["made_of"] |= {"code": now["code"]}
+        write_json(run.folder / about.record, record | {"accepted": [*record.get("accepted", []), note]})
+        _keep(run, stage)
+        accepted += [f"{stage}: {reason}" for reason in of_code]
+    return accepted
+
+
+def give_up(run: Run, stage: str, error: Hopeless) -> None:
+    """Put on record that a stage cannot succeed, so that it is not tried again with the same settings and code."""
+    write_json(run.folder / FAILED, {"stage": stage, "said": str(error), "made_of": present(run, stage)})
+
+
+def hopeless(run: Run, stage: str) -> str | None:
+    """Why there is no use in trying this stage again, or None."""
+    try:
+        found = read_json(run.folder / FAILED)
+    except ConfigError:
+        return None
+    if found["stage"] == stage and not differences(run, stage, found["made_of"]):
+        return found["said"]
+    return None
+
+
+def count_interruption(run: Run) -> None:
+    """Note that a stage was stopped after it had saved progress, which is no failure: see :func:`interruptions`."""
+    saved = [run.folder / "checkpoint.pt", *run.folder.glob("autoattack.parts/*.json")]
+    newest = max((path.stat().st_mtime_ns for path in saved if path.exists()), default=0)
+    before = _interrupted(run)
+    if newest > before["newest"]:
+        write_json(run.folder / INTERRUPTED, {"times": before["times"] + 1, "newest": newest})
+
+
+def interruptions(run: Run) -> int:
+    """How often the stage at work was stopped with progress saved: attempts that no budget of failures counts."""
+    return _interrupted(run)["times"]
+
+
+def _interrupted(run: Run) -> dict[str, int]:
+    try:
+        return read_json(run.folder / INTERRUPTED)
+    except ConfigError:
+        return {"times": 0, "newest": 0}

@@ -1,0 +1,68 @@
+"""A run's network: fresh, or trained; what it predicts; and the attacks that it trains with and is measured by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from sat_core import models
+from sat_core.attacks import PGD, cross_entropy, uniform_start, while_correct
+from sat_core.runs import checkpoint, folder
+from sat_core.runs.images import Images
+from sat_core.study import Run
+
+
+def fresh_model(run: Run) -> models.Normalized:
+    """The run's network with random weights, drawn from torch's global RNG, on the CPU."""
+    return models.build(run.model, **run.data.network)
+
+
+def trained_model(run: Run, device: torch.device) -> tuple[nn.Module, str]:
+    """The selected network of a trained run, float32, eval mode, parameters frozen, and its weights' checksum.
+
+    Raises ConfigError if the run is not trained with its present configuration and code.
+    """
+    weights = folder.trained_weights(run)
+    model = fresh_model(run)
+    models.compute_in("float32", model)
+    checkpoint.load_weights(run.folder / folder.WEIGHTS, model)
+    return model.to(device).eval().requires_grad_(False), weights
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: Tensor) -> Tensor:
+    """Predicted classes int64 (N,), in eval mode."""
+    return model.eval()(x).argmax(dim=1)
+
+
+def accuracies(model: nn.Module, images: Images, attack: PGD, batch_size: int = 250) -> tuple[float, float]:
+    """Clean accuracy and accuracy under ``attack`` on cross entropy, both in [0, 1].
+
+    An image counts as broken as soon as any iterate is misclassified, and is not attacked further.
+    """
+    correct = robust = 0
+    for start in range(0, len(images), batch_size):
+        x, y = images.batch(slice(start, start + batch_size))
+        clean = predict(model, x) == y
+        if not clean.any():
+            continue
+        correct += int(clean.sum())
+        x, y = x[clean], y[clean]
+        perturbation = attack(
+            model, x, cross_entropy(y), start=uniform_start(x, attack.epsilon), keep_going=while_correct(y)
+        )
+        robust += int((predict(model, perturbation.x) == y).sum())
+    return correct / len(images), robust / len(images)
+
+
+def training_attack(run: Run) -> PGD:
+    """The PGD that the run trains with."""
+    epsilon = run.epsilon.value
+    return PGD(epsilon, run.attack.relative_step_size * epsilon, run.attack.steps, run.attack.batchnorm)
+
+
+def measuring_attack(run: Run) -> PGD:
+    """The training PGD for a network as it is judged: its batch norms use their running statistics."""
+    return replace(training_attack(run), batchnorm="eval")

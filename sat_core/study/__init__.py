@@ -1,0 +1,122 @@
+"""What a study file says, checked and resolved to one frozen :class:`Run` per network to train.
+
+A study is one YAML file: tables x models x defenses x epsilons x seeds. What it leaves unsaid comes from
+``datasets/<dataset>.yaml`` beside it, or else from the project's own ``config/datasets``. Torch is not imported here:
+Snakemake reads this package at every start.
+"""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache, cached_property
+from pathlib import Path
+
+import pydantic
+
+from sat_core.errors import ConfigError, unknown
+from sat_core.fields import Name, parse
+from sat_core.study.address import AXES, RunId
+from sat_core.study.file import DatasetFile, StudyFile
+from sat_core.study.reading import merge, read_yaml
+from sat_core.study.run import Run
+
+__all__ = ["Run", "RunId", "Study", "defense_names"]
+
+PACKAGE = Path(__file__).resolve().parent.parent
+DEFENSES = PACKAGE / "defenses"
+PROJECT_CONFIG = next((f for f in (PACKAGE / "config", PACKAGE.parent / "config") if f.is_dir()), PACKAGE / "config")
+"""In an installed package, in a checkout."""
+
+
+class Study:
+    """A study file read, checked and ready to give its runs. Raises ConfigError with one sentence."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.name = self.path.stem
+        if not pydantic.TypeAdapter(Name).validator.isinstance_python(self.name):
+            raise ConfigError(f"{path}: a study's file name is its name: a-z, 0-9, '-' and '_' only, then .yaml")
+        self.file = parse(StudyFile, read_yaml(self.path), self.path)
+        self._dataset_files: dict[str, DatasetFile] = {}
+        self._runs: dict[str, Run] = {}
+        self._check_defenses()
+        self._check_overrides()
+
+    def _check_defenses(self) -> None:
+        listed = dict.fromkeys(id.defense for id in self.run_ids.values())
+        for name in self.file.variants:
+            if name in defense_names():
+                raise ConfigError(f"{self.path}: variants.{name}: there is a defense of that name; take another one")
+            if name not in listed:
+                raise ConfigError(f"{self.path}: variants.{name} stands in no table: add it to a table's defenses")
+        for base in map(self.base_defense, listed):
+            if base not in defense_names():
+                raise ConfigError(f"{self.path}: {unknown('defense', base, defense_names())}")
+
+    def _check_overrides(self) -> None:
+        """An override that touches no run is a mistake: its author believes that it does something."""
+        ids = self.run_ids.values()
+        there = {axis: {str(getattr(id, axis)) for id in ids} for axis in AXES}
+        there["defense"] |= set(map(self.base_defense, there["defense"]))
+        for i, override in enumerate(self.file.overrides):
+            place = f"{self.path}: overrides.{i}.where touches no run of this study"
+            for axis, wanted in override.where:
+                for value in wanted or ():
+                    if str(value) not in there[axis]:
+                        raise ConfigError(f"{place}: {unknown(axis, value, there[axis])}")
+            if not any(override.where.matches(id, self.base_defense(id.defense)) for id in ids):
+                raise ConfigError(f"{place}: none has all of it at once")
+
+    def base_defense(self, name: str) -> str:
+        """The defense that a table means by ``name``: that of a variant, or the one of that name."""
+        return self.file.variants[name].defense if name in self.file.variants else name
+
+    @property
+    def folder(self) -> Path:
+        return Path("results", self.name)
+
+    @cached_property
+    def run_ids(self) -> dict[str, RunId]:
+        """path -> id, each run once, in the order of the file."""
+        return {run.path: run for table in self.file.tables.values() for run in table.run_ids}
+
+    def dataset_file(self, name: str) -> DatasetFile:
+        if name not in self._dataset_files:
+            folders = [self.path.parent / "datasets", PROJECT_CONFIG / "datasets"]
+            found = {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.yaml"))}
+            if name not in found:
+                raise ConfigError(f"{self.path}: {unknown('dataset', name, found)}")
+            self._dataset_files[name] = parse(DatasetFile, read_yaml(found[name]), found[name])
+        return self._dataset_files[name]
+
+    def run(self, address: str | RunId) -> Run:
+        """The resolved run at an address of this study; raises ConfigError if the study has no such run."""
+        id = RunId.parse(address) if isinstance(address, str) else address
+        if id.path not in self._runs:
+            self._runs[id.path] = self._resolve(id)
+        return self._runs[id.path]
+
+    def _resolve(self, id: RunId) -> Run:
+        if id.path not in self.run_ids:
+            near = difflib.get_close_matches(id.path, self.run_ids, n=1, cutoff=0)
+            raise ConfigError(f"{self.path} has no run '{id.path}'; the nearest it has is '{near[0]}'")
+        defense = self.base_defense(id.defense)
+        base = self.dataset_file(id.dataset)
+        merged = base.model_dump(exclude={"overrides"})
+        for override in [*base.overrides, *self.file.overrides]:
+            if override.where.matches(id, defense):
+                merged = merge(merged, override.set.model_dump(exclude_unset=True))
+        if id.defense in self.file.variants:
+            merged["options"] = merge(merged["options"], self.file.variants[id.defense].options)
+        identity = {axis: getattr(id, axis) for axis in AXES}
+        return parse(Run, {"study": self.name, "base": defense, **identity, **merged}, f"{self.path}, {id.path}")
+
+    @property
+    def runs(self) -> list[Run]:
+        return [self.run(id) for id in self.run_ids.values()]
+
+
+@cache
+def defense_names() -> frozenset[str]:
+    """A defense is one file."""
+    return frozenset(file.stem for file in DEFENSES.glob("[!_]*.py"))

@@ -1,0 +1,126 @@
+"""What a study file and a dataset file say, as written: tables, variants, overrides."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import BeforeValidator, Field
+
+from sat_core.errors import unknown
+from sat_core.fields import Frozen, Name, Natural
+from sat_core.study.address import AXES, EpsilonField, RunId
+from sat_core.study.settings import Settings
+
+PARTS = ("", "-attacks", "-cost")
+"""What the names of a table's files go on with: accuracy, accuracy after each attack, cost of training."""
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+ONE_OR_MORE = (
+    BeforeValidator(_as_list),
+    pydantic.WithJsonSchema({"type": ["string", "number", "array"], "items": {"type": ["string", "number"]}}),
+)
+
+
+class Where(Frozen):
+    """Which runs an override touches: those that agree with every axis given (one value or a list)."""
+
+    dataset: Annotated[list[Name], *ONE_OR_MORE] | None = None
+    model: Annotated[list[Name], *ONE_OR_MORE] | None = None
+    defense: Annotated[list[Name], *ONE_OR_MORE] | None = None
+    epsilon: Annotated[list[EpsilonField], *ONE_OR_MORE] | None = None
+    seed: Annotated[list[Natural], *ONE_OR_MORE] | None = None
+
+    def matches(self, run: RunId, base_defense: str) -> bool:
+        """``base_defense`` lets a variant inherit what is said of the defense it varies."""
+        names = {axis: {getattr(run, axis)} for axis in AXES} | {"defense": {run.defense, base_defense}}
+        return all(wanted is None or names[axis] & set(wanted) for axis, wanted in self)
+
+
+class Override(Frozen):
+    where: Where = Where()
+    set: Settings
+
+
+class DatasetFile(Settings):
+    """``config/datasets/<name>.yaml``: the data and the protocol usual for it."""
+
+    overrides: list[Override] = []
+
+
+class Variant(Frozen):
+    """A defense under another name with other options, to stand as a row of its own."""
+
+    defense: Name
+    options: dict[str, Any] = {}
+
+
+class Table(Frozen):
+    """One table of the paper: every model x defense x epsilon x seed on one dataset."""
+
+    caption: str = ""
+    dataset: Name
+    models: list[Name] = Field(min_length=1)
+    defenses: list[Name] = Field(min_length=1)
+    epsilons: list[EpsilonField] = Field(min_length=1)
+    seeds: list[Annotated[Natural, Field(lt=2**32)]] = Field([0], min_length=1)
+    curvature: list[Name] = Field([], description="defenses whose Hessian is measured, for every seed")
+    landscapes: list[Name] = Field([], description="defenses drawn side by side, for the first seed")
+
+    @pydantic.field_validator("models", "defenses", "epsilons", "seeds", "curvature", "landscapes")
+    @classmethod
+    def _distinct(cls, values: list) -> list:
+        if len(set(values)) < len(values):
+            raise ValueError(f"listed twice: {', '.join(sorted({str(v) for v in values if values.count(v) > 1}))}")
+        return values
+
+    @pydantic.model_validator(mode="after")
+    def _measured_are_trained(self) -> Table:
+        for key in ("curvature", "landscapes"):
+            for name in getattr(self, key):
+                if name not in self.defenses:
+                    raise ValueError(f"{key}: {unknown('defense', name, self.defenses)}")
+        return self
+
+    @property
+    def run_ids(self) -> list[RunId]:
+        return self._product(self.defenses, self.seeds)
+
+    @property
+    def curvature_ids(self) -> list[RunId]:
+        return self._product(self.curvature, self.seeds)
+
+    @property
+    def landscape_ids(self) -> list[RunId]:
+        return self._product(self.landscapes, self.seeds[:1])
+
+    def _product(self, defenses: list[str], seeds: list[int]) -> list[RunId]:
+        return [
+            RunId(self.dataset, model, defense, epsilon, seed)
+            for model in self.models
+            for defense in defenses
+            for epsilon in self.epsilons
+            for seed in seeds
+        ]
+
+
+class StudyFile(Frozen):
+    """The whole of ``config/<study>.yaml``."""
+
+    description: str = ""
+    tables: dict[Name, Table] = Field(min_length=1)
+    variants: dict[Name, Variant] = {}
+    overrides: list[Override] = []
+
+    @pydantic.field_validator("tables")
+    @classmethod
+    def _files_of_their_own(cls, tables: dict[str, Table]) -> dict[str, Table]:
+        for name in tables:
+            for part in PARTS[1:]:
+                if f"{name}{part}" in tables:
+                    raise ValueError(f"'{name}{part}' is a file of table '{name}'; give it another name")
+        return tables

@@ -1,0 +1,186 @@
+"""What a result is made of: settings, source code, versions; and what of it differs from the present, in words.
+
+Torch is not imported here: Snakemake asks at every start.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import platform
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sat_core import __version__
+from sat_core.study.run import Run
+
+PACKAGE = Path(__file__).parent.parent
+PACKAGES = ("torch", "torchvision", "pyautoattack", "numpy", "scikit-learn", "snakemake")
+STAGES: dict[str, tuple[str, ...]] = {
+    "data": ("data", "validation"),
+    "train": ("model", "base", "epsilon", "seed", "data", "training", "attack", "validation", "options"),
+    "evaluate": ("evaluation", "attack"),
+    "curvature": ("curvature", "attack"),
+    "landscape": ("curvature", "landscape", "attack"),
+}
+"""What is done for a run -> the settings that its result depends on, beside what it is made from."""
+CHANGES_NOTHING = {"train": "data.root", "evaluate": "evaluation.shards"}
+"""A setting in those sections that changes no number. Of ``resources``, ``threads`` does."""
+CODE = {
+    "data": "runs.data",
+    "train": "runs.trainer",
+    "evaluate": "runs.evaluate",
+    "curvature": "runs.curvature",
+    "landscape": "runs.landscape",
+}
+COMPUTES_NOTHING = {"errors", "fields", "runs.files", "runs.folder", "runs.checkpoint", "runs.data"}
+"""Modules whose code no number depends on. Data count by their content, and settings (``study``) by their values."""
+
+
+def made_of(run: Run, stage: str) -> dict[str, dict[str, Any]]:
+    """What the result of a stage is made of now, as JSON: ``settings`` by dotted name, ``code`` by module."""
+    settings = dict(_flat(run.model_dump(mode="json", include=set(STAGES[stage]))))
+    settings.pop(CHANGES_NOTHING.get(stage, ""), None)
+    if stage == "train":
+        settings["resources.threads"] = run.resources.threads
+    own = {"train": [f"defenses.{run.base}"], "data": []}.get(stage, [])
+    network = [] if stage == "data" else [f"models.{run.model.replace('-', '_')}"]
+    return {"settings": settings, "code": code(CODE[stage], *own, *network)}
+
+
+def changes(recorded: dict[str, dict[str, Any]], run: Run, stage: str) -> list[str]:
+    """What has changed since a result was made of ``recorded``, a phrase each; none where it is current.
+
+    A setting that did not exist then counts only where it differs from its default now.
+    """
+    now = made_of(run, stage)
+    old, new = recorded.get("settings", {}), now["settings"]
+    said = [f"{name} {old[name]} -> {new[name]}" for name in new if name in old and old[name] != new[name]]
+    said += [f"{name} -> {new[name]}" for name in new if name not in old and new[name] != default(run, name)]
+    said += [f"{name} {old[name]} -> unset" for name in old if name not in new and old[name] is not None]
+    return said + changed_code(recorded.get("code", {}), now["code"])
+
+
+def changed_code(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    """The source files that differ, a phrase each."""
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"{_file(name).relative_to(PACKAGE.parent)} changed" for name in names]
+
+
+def default(run: Run, name: str) -> Any:
+    """The default of a setting by its dotted name, as JSON; None for what has none."""
+    section, _, key = name.partition(".")
+    fields = getattr(type(getattr(run, section)), "model_fields", {})
+    if key not in fields or fields[key].is_required():
+        return None
+    return type(getattr(run, section)).model_construct().model_dump(mode="json", include={key})[key]
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@cache
+def code(*modules: str) -> dict[str, str]:
+    """Module -> a short hash of its code, for these modules of this package and all that they import of it.
+
+    Comments, docstrings and layout do not count, nor do log lines and the sentences of errors, so that tidying up does
+    not throw away a hundred GPU hours.
+    """
+    own = set(modules)
+    return {module: _hash(_file(module)) for module in sorted(_closure(frozenset(modules))) if _computes(module, own)}
+
+
+def _computes(module: str, own: set[str]) -> bool:
+    return module in own or not (module in COMPUTES_NOTHING or module.split(".")[0] == "study")
+
+
+@cache
+def _closure(modules: frozenset[str]) -> frozenset[str]:
+    found: set[str] = set()
+    todo = list(modules)
+    while todo:
+        module = todo.pop()
+        if module in found or not _computes(module, set(modules)):
+            continue
+        found.add(module)
+        todo += [name for name in _imports(_file(module)) if name not in found]
+    return frozenset(found)
+
+
+def _file(module: str) -> Path:
+    path = PACKAGE.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@cache
+def _imports(path: Path) -> list[str]:
+    """The modules of this package that a file imports with ``from sat_core.x import ...``."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sat_core"):
+            below = node.module.removeprefix("sat_core").lstrip(".")
+            names += [below] if below else []
+            submodules = [f"{below}.{alias.name}".lstrip(".") for alias in node.names]
+            names += [name for name in submodules if _file(name).is_file()]
+    return names
+
+
+@cache
+def _hash(path: Path) -> str:
+    tree = _WithoutText().visit(ast.parse(path.read_text(encoding="utf-8")))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+
+
+class _WithoutText(ast.NodeTransformer):
+    """Code without what only people read: docstrings, log lines, the sentences of errors."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        value = node.value
+        is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
+        is_log = isinstance(value, ast.Call) and ast.unparse(value.func).startswith(("log.", "print"))
+        return None if is_text or is_log else self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        if isinstance(node.exc, ast.Call):
+            node.exc = node.exc.func
+        return node
+
+
+def environment() -> dict[str, object]:
+    """Versions, platform and git commit (None outside a checkout) for the records."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES} | {"sat-core": __version__},
+        "git_commit": git_commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of the source, with ``+changes`` where it is not committed; None outside a checkout."""
+    try:
+        git = ["git", "-C", str(PACKAGE)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True
+        ).stdout
+        return commit + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

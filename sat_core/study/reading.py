@@ -1,0 +1,45 @@
+"""YAML in: safe, keys given once, and one sentence where it is no YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sat_core.errors import ConfigError
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error, not the last one's silent victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"a key must be a word or a number {key.start_mark}")
+            if key.value in seen:
+                raise yaml.YAMLError(f"'{key.value}' is given twice, the second time {key.start_mark}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """The document in ``path``; raises ConfigError if it is missing or not YAML."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``over`` on top; nested mappings are merged, everything else is replaced."""
+    nested = {
+        k: merge(base[k], v) for k, v in over.items() if isinstance(v, Mapping) and isinstance(base.get(k), Mapping)
+    }
+    return {**base, **over, **nested}

@@ -1,0 +1,44 @@
+"""`data`: the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from sat_core.fields import Count, Frozen, Number, Positive
+
+
+class Data(Frozen):
+    """Where a dataset comes from and what its images look like."""
+
+    source: Literal["digits", "mnist", "fashion", "cifar10", "cifar100", "imagenette", "folder"]
+    root: str = Field("data", description="folder of the files; downloaded to if they are not there")
+    image: tuple[Literal[1, 3], Count, Count] = Field(description="channels, height, width")
+    classes: Annotated[
+        int, Field(ge=4, strict=True, description="AutoAttack needs four or more; of a folder: found if not given")
+    ]
+    train_images: Count | None = Field(
+        None, description="train and validate on a stratified sample of so many training images, the same for every run"
+    )
+    mean: list[Number] = Field([0.0], description="per channel, subtracted inside the model")
+    std: list[Positive] = Field([1.0], description="per channel, divided by inside the model")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _find_classes(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("source") == "folder" and "classes" not in data:
+            train = Path(str(data.get("root", "data")), "train")
+            found = sorted(path.name for path in train.iterdir() if path.is_dir()) if train.is_dir() else []
+            if len(found) < 4:
+                raise ValueError(f"{train} must hold a folder for each of four or more classes, it holds {found}")
+            return {**data, "classes": len(found)}
+        return data
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """What a network must know of its images, as keywords of ``models.build``."""
+        return {"image": self.image, "classes": self.classes, "mean": self.mean, "std": self.std}

@@ -1,0 +1,208 @@
+"""What the Snakefile asks: the study, checked once; which files belong to it; whether machine and cluster are fit.
+
+Needs neither torch nor Snakemake. Whatever is wrong is a ConfigError, which the Snakefile passes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sat_core.errors import ConfigError, unknown
+from sat_core.report import products
+from sat_core.report.kinds import FIGURES
+from sat_core.runs import folder
+from sat_core.runs.files import atomic
+from sat_core.study import Run, Study
+from sat_core.study.file import StudyFile
+from sat_core.study.fingerprint import changes, code
+from sat_core.study.reading import read_yaml
+
+T = TypeVar("T", int, str)
+log = logging.getLogger(__name__)
+
+SITE = {"gres": "gpu:1", "max_minutes": sys.maxsize, "max_mem_mb": sys.maxsize}
+"""What a profile may say of the machine, under `config`, and what holds where it does not."""
+
+
+def open_study(configfiles: Sequence[str], config: Mapping[str, Any]) -> Study:
+    """The study of ``--configfile``, or of the key ``study`` where the workflow is a module of another.
+
+    Raises ConfigError for anything wrong in it, and for a ``--config`` that nobody would read.
+    """
+    if "study" in config:
+        path = Path(config["study"])
+    elif len(configfiles) == 1:
+        path = Path(configfiles[0])
+    else:
+        raise ConfigError("a study is one file: snakemake --configfile config/<study>.yaml")
+    study = Study(path)
+    content = read_yaml(path) if "study" not in config else {}
+    for key, value in config.items():
+        if key in StudyFile.model_fields:
+            if value != content.get(key):
+                raise ConfigError(f"--config {key}: a study is changed in its file, {path}, not on the command line")
+        elif key not in SITE and key != "study":
+            raise ConfigError(f"--config: {unknown('key', key, [*SITE, 'study'])}")
+    return study
+
+
+def check_once(study: Study) -> None:
+    """Check every run; as that builds every network, once is enough for the same runs, code and torch."""
+    own = {name for run in study.runs for name in (f"defenses.{run.base}", f"models.{run.model.replace('-', '_')}")}
+    checks = json.dumps(code("runs.check", *sorted(own)))
+    known = [metadata.version("torch"), checks, *(run.model_dump_json() for run in study.runs)]
+    text = hashlib.sha256("\n".join(known).encode()).hexdigest()
+    record = study.folder / ".checked"
+    if not record.exists() or record.read_text() != text:
+        from sat_core.runs.check import check
+
+        check(study, study.runs)
+        with atomic(record) as file:
+            file.write(text)
+
+
+def site(config: Mapping[str, Any], key: str, default: T) -> T:
+    """A setting of the machine, of the type of ``default``."""
+    value = config.get(key, default)
+    if type(value) is not type(default):
+        raise ConfigError(f"config: {key}: a value like {default!r} is expected, not {value!r}")
+    return value
+
+
+def results_of(study: Study, table: str, *stages: str) -> list[str]:
+    """The records of these stages, of every run of a table that has them."""
+    asked = study.file.tables[table]
+    return [
+        f"{study.folder}/runs/{id.path}/{folder.STAGES[stage].record}"
+        for stage in stages
+        for id in getattr(asked, folder.STAGES[stage].ids)
+    ]
+
+
+def drawn_from(study: Study, table: str, kind: str) -> list[str]:
+    """The files that a figure is drawn from."""
+    return results_of(study, table, FIGURES[kind].stage)
+
+
+def targets(study: Study) -> list[str]:
+    """Everything that the study asks for but the report.
+
+    The runs' results stand among them although tables need them: a deleted one is then made again.
+    """
+    runs = [name for table in study.file.tables for name in results_of(study, table, "train", "evaluate")]
+    made = [str(product.files[0]) for product in products.of(study).values()]
+    return [*dict.fromkeys(runs), *made]
+
+
+def stale(study: Study) -> dict[str, str]:
+    """Files that are there but not of the present settings, images and code -> what is to be redone, and why."""
+    found: dict[str, str] = {}
+    for dataset, run in {run.dataset: run for run in study.runs}.items():
+        record = folder.data_record(run)
+        if record and (reasons := changes(record["made_of"], run, "data")):
+            found[str(folder.data_file(run).with_suffix(".json"))] = f"data of {dataset} again: {'; '.join(reasons)}"
+    for run in study.runs:
+        for stage, about in folder.STAGES.items():
+            if reasons := folder.why_again(run, stage):
+                found[str(run.folder / about.record)] = f"{stage} {run.id.path} again: {'; '.join(reasons)}"
+                break  # what comes after it is redone anyway
+    for name, product in [*products.of(study).items(), ("report.html", products.report(study))]:
+        if all(path.exists() for path in product.files) and not product.is_current():
+            found[str(product.files[0])] = f"{name} again: its results, its settings or its code are others"
+    return found
+
+
+def to_redo(study: Study, wanted: Iterable[str]) -> set[str]:
+    """The stale files that Snakemake has to be told of, after saying why; ``wanted``: targets that a user has named."""
+    wanted, runs = list(wanted), f"{study.folder}/runs/"
+    found = stale(study)
+    if wanted and all(name.startswith(runs) for name in wanted):
+        found = {path: why for path, why in found.items() if any(str(Path(path).parent) in name for name in wanted)}
+    for why in found.values():
+        log.warning(why)
+    return set(found)
+
+
+def restarts(study: Study, rule: str, run: str | None, budget: int) -> int:
+    """How often Snakemake may try a job again: not at all what is finished or cannot succeed.
+
+    Being stopped by a time limit, with progress saved, is not among the failures that ``budget`` counts.
+    """
+    stage = rule.removesuffix("_shard")
+    if run is None or stage not in folder.STAGES:
+        return budget
+    asked = study.run(run)
+    if any(folder.hopeless(asked, before) for before in ("train", stage)) or folder.is_kept(asked, stage):
+        return 0
+    return budget + folder.interruptions(asked)
+
+
+def asked_for(run: Run, setting: str, attempt: int, most: int) -> int:
+    """A resource of a run's job: more with each failure, up to what the site allows.
+
+    Of runs that share an allocation, so much that all of them together stay within that: one after the other train,
+    judge in shards, judge; side by side judge, measure the curvature, lay planes.
+    """
+    resources = run.resources
+    if resources.gpus and resources.runs_per_gpu > 1:
+        most //= 3 * resources.runs_per_gpu if setting == "mem_mb" else 2 + (run.evaluation.shards > 1)
+    return min(max(attempt - folder.interruptions(run), 1) * getattr(resources, setting), most)
+
+
+def use_this_python() -> None:
+    """Let the rules' `python` be the one that runs Snakemake, also where its environment is not activated."""
+    mine = str(Path(sys.executable).parent)
+    if Path(shutil.which("python") or "").parent != Path(mine):
+        os.environ["PATH"] = f"{mine}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def refuse_pin_files(folder: Path) -> None:
+    """Snakemake only warns when one is broken, and then solves the environment anew: other versions, silently."""
+    if found := sorted(folder.glob("*.pin.txt")):
+        raise ConfigError(f"{found[0]}: pin files are not used here, versions stand in the yaml beside it: delete it")
+
+
+def check_cluster(settings: Any) -> None:
+    """Say at once what would otherwise make Snakemake wait for ever; ``settings``: those of the SLURM executor."""
+    if not hasattr(settings, "status_command"):
+        return
+    if not shutil.which("sbatch"):
+        raise ConfigError(
+            "sbatch is not on PATH: start this on a login node of a SLURM cluster, or leave out --profile"
+        )
+    if keeps_accounts():
+        return
+    if settings.status_command != "squeue":
+        raise ConfigError(
+            "this cluster keeps no accounting database (sacct fails), so the end of a job would never be noticed: "
+            "set `slurm-status-command: squeue` in slurm/config.yaml"
+        )
+    from snakemake_executor_plugin_slurm.job_status_query import get_min_job_age
+
+    age, interval = get_min_job_age(), settings.init_seconds_before_status_checks
+    if not age:
+        raise ConfigError("SLURM's controller does not answer (scontrol show config): is this a node of the cluster?")
+    if age < 3 * interval:
+        raise ConfigError(
+            f"this cluster keeps no accounting database and forgets ended jobs after {age} s (MinJobAge): "
+            f"set `slurm-init-seconds-before-status-checks` in slurm/config.yaml to {age // 3} or less"
+        )
+
+
+def keeps_accounts() -> bool:
+    """Whether SLURM's accounting database answers."""
+    try:
+        query = ["sacct", "--allocations", "--noheader", "--starttime=now"]
+        return subprocess.run(query, capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False

@@ -1,0 +1,240 @@
+"""Study files: what they mean, and one sentence for each way of getting them wrong."""
+
+import copy
+import importlib
+import json
+import re
+
+import jsonschema
+import pytest
+import yaml
+from studies import REPOSITORY, TINY
+
+from sat_core.__main__ import main
+from sat_core.errors import ConfigError
+from sat_core.study import RunId, Study, defense_names
+from sat_core.study.address import Epsilon
+from sat_core.runs.check import check
+
+
+def changed(path: str, value: object) -> dict:
+    """TINY with the value at a dotted path replaced (list indices are numbers)."""
+    study = copy.deepcopy(TINY)
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    node = study
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    return study
+
+
+def test_epsilon_is_kept_as_typed_and_survives_the_path():
+    for text, value, slug in (("0.3", 0.3, "0.3"), ("8/255", 8 / 255, "8-255"), ("1", 1.0, "1")):
+        epsilon = Epsilon.parse(text)
+        assert (epsilon.text, epsilon.value, epsilon.slug) == (text, value, slug)
+        id = RunId("cifar10", "cnn", "madry", epsilon, 3)
+        assert RunId.parse(id.path) == id
+
+
+def test_overrides_apply_in_order_and_only_where_they_say(tiny):
+    madry, psat = tiny.run("digits/cnn/madry/eps0.3/seed0"), tiny.run("digits/cnn/psat/eps0.3/seed0")
+    assert madry.training.epochs == psat.training.epochs == 2
+    assert madry.training.lr == 0.05  # from config/datasets/digits.yaml
+    assert madry.options == {}
+    assert psat.options["curriculum"] == {"kind": "steps", "epochs": [0, 1]}
+
+
+def test_a_variant_is_a_row_with_the_options_of_what_it_varies(write_study):
+    study = changed("tables.digits.defenses", ["trades", "trades-mean"])
+    study["variants"] = {"trades-mean": {"defense": "trades", "options": {"reduction": "mean"}}}
+    del study["overrides"][1]  # P-SAT's
+    run = Study(write_study(study)).run("digits/cnn/trades-mean/eps0.3/seed0")
+    assert (run.defense, run.base, run.options) == ("trades-mean", "trades", {"beta": 1, "reduction": "mean"})
+
+
+def test_training_digest_ignores_the_place_of_the_data_and_what_follows_training(write_study):
+    study = changed("overrides.0.set.evaluation.images", 24)
+    study["overrides"].append({"set": {"curvature": {"images": 7}, "landscape": {"points": 5}}})
+    study["overrides"].append({"set": {"data": {"root": "/elsewhere"}}})
+    address = "digits/cnn/madry/eps0.3/seed0"
+    original, moved = Study(write_study()).run(address), Study(write_study(study, "other")).run(address)
+    assert original.digest() == moved.digest()
+    study["overrides"].append({"set": {"training": {"lr": 0.1}}})
+    assert Study(write_study(study, "third")).run(address).digest() != original.digest()
+
+
+VARIANT = {"defense": "trades", "options": {}}
+BAD = {
+    "unknown dataset": (changed("tables.digits.dataset", "digitz"), "unknown dataset 'digitz'; did you mean 'digits'?"),
+    "unknown defense": (changed("tables.digits.defenses", ["madri"]), "unknown defense 'madri'; did you mean 'madry'?"),
+    "unknown model": (changed("tables.digits.models", ["cnm"]), "unknown model 'cnm'; did you mean 'cnn'?"),
+    "unknown key": (changed("tables.digits.defences", ["madry"]), "unknown key 'defences'; did you mean 'defenses'?"),
+    "unknown option": (
+        changed("overrides.0", {"set": {"options": {"betta": 1}}}),
+        "options of defense 'madry': unknown key 'betta'",
+    ),
+    "missing option": (
+        changed("overrides", [{"where": {"defense": "psat"}, "set": {"options": {"curriculum": {"kind": "steps"}}}}])
+        | {"tables": changed("tables.digits.epsilons", ["8/0"])["tables"]},
+        "epsilon '8/0' is not a number or fraction in (0, 1]",
+    ),
+    "epsilon -1": (changed("tables.digits.epsilons", [-1]), "epsilon '-1' is not a number or fraction in (0, 1]"),
+    "epsilon 2": (changed("tables.digits.epsilons", [2]), "epsilon '2' is not"),
+    "epsilon true": (changed("tables.digits.epsilons", [True]), "epsilon 'True' is not"),
+    "twice": (changed("tables.digits.seeds", [0, 0]), "listed twice: 0"),
+    "negative seed": (changed("tables.digits.seeds", [-1]), "tables.digits.seeds.0: "),
+    "escape": (changed("tables.digits.models", ["../cnn"]), "tables.digits.models.0: "),
+    "epochs text": (changed("overrides.0.set.training.epochs", "ten"), "training.epochs: "),
+    "milestone late": (changed("overrides.0.set.training.milestones", [2]), "must increase and lie below epochs (2)"),
+    "curriculum late": (
+        changed("overrides.1.set.options.curriculum.epochs", [0, 2]),
+        "curriculum.epochs [0, 2] reach beyond the last epoch (1)",
+    ),
+    "lr nan": (changed("overrides.0.set.training.lr", float("nan")), "training.lr: "),
+    "steps true": (changed("overrides.0.set.attack.steps", True), "attack.steps: "),
+    "curvature of a stranger": (
+        changed("tables.digits", TINY["tables"]["digits"] | {"curvature": ["trades"]}),
+        "tables.digits: curvature: unknown defense 'trades' (allowed: madry, psat)",
+    ),
+    "landscape without a centre": (
+        changed("overrides.0.set.landscape", {"points": 24}),
+        "landscape.points: 24 points a side have no centre; an odd number is needed",
+    ),
+    "override of nothing": (
+        changed("overrides.1.where.defense", ["psat", "traeds"]),
+        "overrides.1.where touches no run of this study: unknown defense 'traeds' (allowed: madry, psat)",
+    ),
+    "override of another epsilon": (
+        changed("overrides.1.where", {"defense": "psat", "epsilon": "0.30"}),
+        "overrides.1.where touches no run of this study: unknown epsilon '0.30'; did you mean '0.3'? (allowed: 0.3)",
+    ),
+    "variant in no table": (TINY | {"variants": {"mean": VARIANT}}, "variants.mean stands in no table"),
+    "variant in disguise": (TINY | {"variants": {"psat": VARIANT}}, "variants.psat: there is a defense of that name"),
+    "one seed": (changed("tables.digits.seeds", 3), "tables.digits.seeds: a list is expected, such as [0.3]"),
+    "no seed": (changed("tables.digits.seeds", []), "tables.digits.seeds: at least 1 of them is needed"),
+    "seed in words": (changed("tables.digits.seeds", ["zero"]), "seeds.0: a whole number is expected, not 'zero'"),
+    "seed too large": (changed("tables.digits.seeds", [2**32]), "tables.digits.seeds.0: "),
+    "image of two": (changed("overrides.0.set.data", {"image": [28, 28]}), "data.image.0: "),
+    "three classes": (changed("overrides.0.set.data", {"classes": 3}), "data.classes: "),
+    "table of capitals": (
+        {"tables": {"Digits": TINY["tables"]["digits"]}},
+        "tables.Digits: only a-z, 0-9, '-' and '_'",
+    ),
+    "more images than there are": (
+        changed("overrides.0.set.evaluation.images", 361),
+        "evaluation.images asks for 361, but there are 360",
+    ),
+    "a template": ("tables: {{x}}", "not valid YAML"),
+    "not a mapping": ([1, 2], "a mapping (key: value) is expected"),
+    "no tables": ({"tables": {}}, "tables: "),
+    "not yaml": ("tables: [", "not valid YAML"),
+    "epochs zero": (changed("overrides.0.set.training.epochs", 0), "training.epochs: "),
+    "epochs fraction": (changed("overrides.0.set.training.epochs", 1.5), "training.epochs: "),
+    "epochs true": (changed("overrides.0.set.training.epochs", True), "training.epochs: "),
+    "batch of none": (changed("overrides.0.set.training.batch_size", 0), "training.batch_size: "),
+    "lr zero": (changed("overrides.0.set.training.lr", 0), "training.lr: "),
+    "lr negative": (changed("overrides.0.set.training.lr", -0.1), "training.lr: "),
+    "lr true": (changed("overrides.0.set.training.lr", True), "a number is expected, not true/false"),
+    "lr a list": (changed("overrides.0.set.training.lr", [0.1]), "training.lr: "),
+    "momentum one": (changed("overrides.0.set.training.momentum", 1), "training.momentum: "),
+    "decay negative": (changed("overrides.0.set.training.weight_decay", -1), "training.weight_decay: "),
+    "milestones falling": (changed("overrides.0.set.training.milestones", [1, 1]), "must increase"),
+    "unknown augmentation": (changed("overrides.0.set.training.augmentation", ["twirl"]), "training.augmentation.0: "),
+    "unknown selection": (changed("overrides.0.set.training.select", "worst"), "training.select: "),
+    "steps zero": (changed("overrides.0.set.attack.steps", 0), "attack.steps: "),
+    "step size zero": (changed("overrides.0.set.attack.relative_step_size", 0), "attack.relative_step_size: "),
+    "step size 1/0": (changed("overrides.0.set.attack.relative_step_size", "1/0"), "is not a number or a fraction"),
+    "batchnorm": (changed("overrides.0.set.attack.batchnorm", "test"), "attack.batchnorm: "),
+    "fraction one": (changed("overrides.0.set.validation", {"fraction": 1}), "validation.fraction: "),
+    "images zero": (changed("overrides.0.set.evaluation.images", 0), "evaluation.images: "),
+    "shards zero": (changed("overrides.0.set.evaluation.shards", 0), "evaluation.shards: "),
+    "seed text": (changed("overrides.0.set.evaluation.seed", "lucky"), "evaluation.seed: "),
+    "threads zero": (changed("overrides.0.set.resources", {"threads": 0}), "resources.threads: "),
+    "minutes negative": (changed("overrides.0.set.resources", {"checkpoint_minutes": -1}), "resources.checkpoint_"),
+    "unknown source": (changed("overrides.0.set.data", {"source": "imagenet"}), "data.source: "),
+    "std zero": (changed("overrides.0.set.data", {"std": [0]}), "data.std.0: "),
+    "mean of three": (changed("overrides.0.set.data", {"mean": [0, 0, 0]}), "one number for each of the 1 channels"),
+    "unknown section": (changed("overrides.0.set.trainning", {}), "unknown key 'trainning'; did you mean 'training'?"),
+    "unknown place": (changed("overrides.1.where", {"modell": "cnn"}), "unknown key 'modell'; did you mean 'model'?"),
+    "lambda range": (
+        changed("overrides.1.set.options.curriculum.stop", 1.5),
+        "curriculum.stop 1.5 is outside the range of this difficulty, -1.0..1.0",
+    ),
+    "unknown curriculum": (changed("overrides.1.set.options.curriculum.kind", "cosine"), "curriculum.kind: "),
+    "shell in a model": (changed("tables.digits.models", ["cnn; rm -rf ~"]), "tables.digits.models.0: "),
+    "shell in a defense": (changed("tables.digits.defenses", ["$(id)"]), "tables.digits.defenses.0: "),
+    "shell in a dataset": (changed("tables.digits.dataset", "`id`"), "tables.digits.dataset: "),
+    "shell in a table": ({"tables": {"a b": TINY["tables"]["digits"]}}, "tables.a b"),
+    "newline in a name": (changed("tables.digits.models", ["cnn\n"]), "tables.digits.models.0: "),
+    "absolute path": (changed("tables.digits.dataset", "/etc/passwd"), "tables.digits.dataset: "),
+    "python in yaml": ("tables: !!python/object/apply:os.system ['true']", "not valid YAML"),
+    "key twice": ("tables: {}\ntables: {}\n", "'tables' is given twice"),
+    "variant of nothing": (
+        changed("variants", {"new": {"defense": "nothing"}})
+        | changed("tables.digits.defenses", ["new"])
+        | {"variants": {"new": {"defense": "nothing"}}},
+        "unknown defense 'nothing'",
+    ),
+    "empty": ("", "a mapping (key: value) is expected"),
+    "model too large": (
+        changed("overrides.0.set.data", {"image": [1, 9, 9]}),
+        "model 'cnn' does not fit images of 1x9x9 (C x H x W): it is made for 28x28 (the paper's) or 8x8 images",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_study_gets_one_sentence(write_study, name, capsys):
+    content, sentence = BAD[name]
+    path = write_study(content)
+    assert len(BAD) >= 40
+    assert main(["check", "--study", str(path)]) != 0
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert not (path.parent / "results").exists()
+
+
+def test_a_run_outside_the_study_is_refused_with_the_nearest_one(tiny):
+    with pytest.raises(ConfigError, match=r"has no run .*; the nearest it has is 'digits/"):
+        tiny.run("digits/cnn/madry/eps0.4/seed0")
+    with pytest.raises(ConfigError, match="not of the form"):
+        tiny.run("digits/madry")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "config").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_that_ships_is_valid(path):
+    study = Study(path)
+    check(study, study.runs)
+    schema = json.loads((REPOSITORY / "workflow/schemas/study.schema.json").read_text())
+    jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+
+
+def test_the_editor_schemas_are_those_of_the_code():
+    from sat_core.study.file import DatasetFile, StudyFile
+
+    for name, model in (("study", StudyFile), ("dataset", DatasetFile)):
+        committed = json.loads((REPOSITORY / f"workflow/schemas/{name}.schema.json").read_text())
+        assert committed == model.model_json_schema(), "run `make schemas`"
+
+
+def test_the_page_of_settings_is_that_of_the_code(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "workflow/schemas")
+    refresh = importlib.import_module("refresh")
+    assert (REPOSITORY / "docs/settings.md").read_text() == refresh.settings(), "run `make schemas`"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_examples_in_the_documents_are_valid(page, write_study, tmp_path):
+    (found,) = re.findall("```yaml\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
+    if page == "CONTRIBUTING.md":
+        (tmp_path / "datasets").mkdir()
+        (tmp_path / "datasets/pets.yaml").write_text(found)
+        for part in ("train", "test"):
+            for label in ("cat", "dog", "emu", "fox"):
+                (tmp_path / "data/pets" / part / label).mkdir(parents=True)
+        table = {"dataset": "pets", "models": ["preactresnet18"], "defenses": sorted(defense_names())}
+        found = yaml.safe_dump({"tables": {"pets": table | {"epsilons": ["8/255"]}}})
+    study = Study(write_study(found, "example"))
+    check(study, study.runs)
