@@ -18,7 +18,7 @@ setup: $(READY)  ## create .venv with the locked packages
 
 $(READY): pyproject.toml uv.lock | $(UV)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
-	$(UV) sync --locked --quiet
+	$(UV) sync --locked --quiet --extra workflow
 	@touch $@
 
 .tools/bin/uv:
@@ -52,9 +52,11 @@ evidence: $(READY)  ## regenerate the studies of docs/evidence and what stands t
 	snakemake --quiet rules --configfile config/mnist-10k.yaml
 	python docs/evidence/refresh.py
 
-lint: $(READY)  ## check style, formatting and the workflow
+lint: $(READY)  ## check style, formatting, types, the order of the wings, and the workflow
 	ruff check .
 	ruff format --check .
+	lint-imports
+	mypy
 	snakefmt --check workflow
 	snakemake --lint
 

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from sat_core.attacks import PGD, Perturbation, frozen
 from sat_core.errors import ConfigError
-from sat_core.study import Study
 from sat_core.runs.trainer import Trainer
+from sat_core.study import Study
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def main() -> None:
         data = Data(source="folder", image=image, classes=10, mean=[0.5] * channels, std=[0.25] * channels)
         folded = models.build(name, data)
         half = copy.deepcopy(folded)
-        half.bfloat16 = True
+        half.in_bfloat16 = True
         compiled = copy.deepcopy(half)
         models.compile_in_place(compiled, batch)
         variants = {

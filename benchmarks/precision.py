@@ -13,10 +13,10 @@ import torch
 import yaml
 
 from sat_core.errors import ConfigError
-from sat_core.study import Study
 from sat_core.runs.evaluate import evaluate
 from sat_core.runs.files import read_json
 from sat_core.runs.train import train
+from sat_core.study import Study
 
 
 def main() -> None:

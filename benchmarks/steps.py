@@ -33,9 +33,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sat_core.attacks import frozen
-from sat_core.study import Study
 from sat_core.models.cnn import FoldingConv2d
 from sat_core.runs.trainer import Trainer
+from sat_core.study import Study
 
 SHAPES = {"cnn": (1, 28, 28), "preactresnet18": (3, 32, 32)}
 EPSILON = 0.1
@@ -78,7 +78,7 @@ def make_trainers(folder: Path, model: str, precision: str, batch: int, steps: i
 def plain(model: nn.Module) -> nn.Module:
     """The same network as others write it: float32, NCHW, nn.Conv2d."""
     model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    model.bfloat16 = False
+    model.in_bfloat16 = False
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, FoldingConv2d):

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
-EXPORT = "export --locked --no-dev --no-hashes --no-annotate --no-header --no-emit-project --quiet"
+EXPORT = "export --locked --no-dev --extra workflow --no-hashes --no-annotate --no-header --no-emit-project --quiet"
 HEAD = """\
 # Made by `make envs` from uv.lock: do not edit. Python and pip come from conda, everything else from the package index.
 # The versions stand here, not in a pin file beside this one: Snakemake only warns when such a file cannot be used.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from fractions import Fraction
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -54,14 +54,14 @@ class Frozen(BaseModel):
 
 
 @cache
-def _adapter(type_: type[T]) -> pydantic.TypeAdapter[T]:
+def _adapter(type_: Any) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(type_)
 
 
 def parse(type_: type[T], raw: Any, where: object) -> T:
     """``raw`` as a ``type_``; a pydantic error becomes one ConfigError sentence about its first problem."""
     try:
-        return _adapter(type_).validate_python(raw)
+        return _adapter(cast(Hashable, type_)).validate_python(raw)
     except pydantic.ValidationError as error:
         raise ConfigError(f"{where}: {sentence(error)}") from None
 

@@ -44,6 +44,7 @@ class CAT(Defense):
         return Perturbation(found.x, found.steps, target)
 
     def outer_loss(self, batch: Batch, found: Perturbation) -> Tensor:
+        assert found.target is not None  # perturb made it
         return self.per_sample(batch.model(found.x), batch.y, found.target).mean()
 
     def soften(self, y: Tensor, epsilon: Tensor, classes: int) -> Tensor:

@@ -38,7 +38,8 @@ class HSAT(SelfPaced):
         limit, scale = self.curriculum(batch.epoch), batch.state["scale"]
         layers = parametric_layers(batch.model)
         met: list[Tensor] = []
-        with capture(*(layers if self.metric == "gauss_newton" else layers[-1:]), deltas=True) as seen:
+        whole = self.metric == "gauss_newton" and limit < 1
+        with capture(*(layers if whole else layers[-1:]), deltas=whole) as seen:
 
             def keep_going(iterate: Iterate) -> Tensor:
                 if self.metric == "gauss_newton":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,10 +31,13 @@ def exact_curvature(model: nn.Module, x: Tensor, y: Tensor, steps: int = LANCZOS
         tangent = jvp(grad(loss), (parameters,), (unflatten(v),))[1]
         return torch.cat([tangent[name].flatten() for name in parameters])
 
+    def each(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return vmap(product)(v, x, y)
+
     tops = []
     generator = torch.Generator().manual_seed(0)
     for i in range(0, len(x), chunk):
         xs, ys = x[i : i + chunk], y[i : i + chunk]
         start = torch.randn(len(xs), sum(sizes), generator=generator, dtype=x.dtype).to(x.device)
-        tops.append(batched_top_eigenvalues(lambda v, xs=xs, ys=ys: vmap(product)(v, xs, ys), start, steps))
+        tops.append(batched_top_eigenvalues(partial(each, x=xs, y=ys), start, steps))
     return torch.cat(tops)

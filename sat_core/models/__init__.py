@@ -11,7 +11,7 @@ import contextlib
 import importlib
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,13 @@ Shape = tuple[int, int, int]
 class Normalized(nn.Module):
     """A network that normalises its own input, so that attacks work on plain pixels.
 
-    With ``bfloat16`` its layers compute in that precision (weights, input and logits stay float32). Where it is
+    With ``in_bfloat16`` its layers compute in that precision (weights, input and logits stay float32). Where it is
     compiled, that is for batches of ``compiled_size``; others pass through it as it is written.
     """
 
-    bfloat16 = False
+    in_bfloat16 = False
+    mean: Tensor
+    std: Tensor
     compiled_size: int | None = None
 
     def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
@@ -42,7 +44,7 @@ class Normalized(nn.Module):
         x = (x - self.mean) / self.std
         as_written = self.compiled_size not in (None, len(x))
         with torch.compiler.set_stance("force_eager") if as_written else contextlib.nullcontext():
-            if not self.bfloat16:
+            if not self.in_bfloat16:
                 return self.network(x)
             with torch.autocast(x.device.type, torch.bfloat16):
                 return self.network(x).float()
@@ -72,13 +74,14 @@ def build(name: str, image: Shape, classes: int, mean: list[float], std: list[fl
         raise ConfigError(
             f"model '{name}' does not fit images of {channels}x{height}x{width} (C x H x W): {error}"
         ) from None
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def compute_in(precision: Literal["float32", "bfloat16", "tf32"], model: Normalized) -> None:
     """From now on compute in this precision; tf32 is that of NVIDIA's matrix units, and concerns the whole process."""
-    model.bfloat16 = precision == "bfloat16"
-    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
+    model.in_bfloat16 = precision == "bfloat16"
+    cudnn: Any = torch.backends.cudnn
+    for backend in (torch.backends.cuda.matmul, cudnn.conv):
         backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 

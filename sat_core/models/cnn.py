@@ -22,7 +22,7 @@ class FoldingConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        stride, pad = self.stride[0], self.padding[0]
+        stride, pad = self.stride[0], int(self.padding[0])
         x, weight = F.pixel_unshuffle(F.pad(x, (pad,) * 4), stride), F.pixel_unshuffle(self.weight, stride)
         columns = weight.shape[3]
         width = x.shape[3] - columns + 1

@@ -157,8 +157,8 @@ def last_words(study: Study, stage: str, run: Run) -> str:
     """Why a stage has no result: the last line of the log of whoever tried."""
     logs = study.folder / "logs" / stage
     found = [*logs.glob(f"{run.id.path}.log"), *logs.glob(f"{run.id.path}-*.log")]
-    logs = sorted(found, key=lambda path: path.stat().st_mtime_ns)
-    lines = logs[-1].read_text(encoding="utf-8", errors="replace").split("\n") if logs else []
+    newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    lines = newest.read_text(encoding="utf-8", errors="replace").split("\n") if newest else []
     said = [line.strip() for line in lines if line.strip()]
     return f"no result; its log ends with “{said[-1]}”" if said else "not done yet."
 

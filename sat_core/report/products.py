@@ -92,7 +92,7 @@ def of(study: Study) -> dict[str, Product]:
 
 def report(study: Study) -> Product:
     """The study on one page."""
-    runs = {stage: [] for stage in folder.STAGES}
+    runs: dict[str, list[Run]] = {stage: [] for stage in folder.STAGES}
     for asked in study.file.tables.values():
         for stage, about in folder.STAGES.items():
             runs[stage] += [study.run(id) for id in getattr(asked, about.ids)]

@@ -68,7 +68,7 @@ def spread_out(
             yield name, label, [small(cell.below[label]) if label in cell.below else "" for cell in row]
 
 
-SPECIAL = {
+SPECIAL: dict[str, str | int | None] = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
     **{

@@ -85,7 +85,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def rng_state() -> dict[str, Any]:
     """The state of every global random number generator: Python, NumPy, torch on CPU and on the GPU in use."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    state: Any = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = state
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),

@@ -45,7 +45,7 @@ def curvature(run: Run) -> None:
         "config": config.model_dump(mode="json"),
         "weights": weights,
         "parameters": len(objective.theta),
-        "selected": {"epoch": folder.record_of(run, "train")["best_epoch"] + 1} | selected,
+        "selected": {"epoch": folder.trained_record(run)["best_epoch"] + 1} | selected,
         "epochs": epochs,
         "spectrum": {"nodes": nodes, "weights": densities},
         "seconds": time.perf_counter() - began,
@@ -58,6 +58,6 @@ def curvature(run: Run) -> None:
 def snapshot(run: Run, epoch: int) -> Path:
     """The weights kept after ``epoch`` epochs; raises ConfigError if they are missing or damaged."""
     name = run.training.snapshot(epoch)
-    expected = folder.record_of(run, "train")["files"][name]
+    expected = folder.trained_record(run)["files"][name]
     verify(run.folder / name, expected, f"delete {run.folder} and `train` the run again")
     return run.folder / name

@@ -51,8 +51,8 @@ def load(run: Run, *parts: str) -> list[Images]:
     path, found = folder.data_file(run), []
     with safe_open(path, "pt") as file:
         for part in parts:
-            tensors = (file.get_tensor(f"{part}.{kind}") for kind in ("pixels", "labels"))
-            images = Images(*tensors, int(file.metadata()["scale"]))
+            pixels, labels = (file.get_tensor(f"{part}.{kind}") for kind in ("pixels", "labels"))
+            images = Images(pixels, labels, int(file.metadata()["scale"]))
             if _checksum(images) != record[part]["sha256"]:
                 raise ConfigError(f"{path} is damaged: its {part} images changed; delete it, it will be made again")
             found.append(images)
@@ -121,8 +121,8 @@ def _description(images: Images, data: Data) -> dict[str, Any]:
 
 
 def _checksum(images: Images) -> str:
-    digest = hashlib.sha256(images.pixels.numpy())
-    digest.update(images.labels.numpy())
+    digest = hashlib.sha256(images.pixels.numpy().data)
+    digest.update(images.labels.numpy().data)
     return digest.hexdigest()
 
 

@@ -69,7 +69,7 @@ def judged_block(run: Run, model: nn.Module, weights: str, number: int, x: Tenso
     """The verdict on one block, from its file as far as that goes, if that is on the same ``weights`` (a checksum)."""
     path = run.folder / PARTS / f"block{number:04}.json"
     prediction = predict(model, x)
-    block = {
+    block: dict[str, Any] = {
         "made_of": folder.present(run, "evaluate"),
         "weights": weights,
         "labels": y.tolist(),
@@ -84,11 +84,15 @@ def judged_block(run: Run, model: nn.Module, weights: str, number: int, x: Tenso
             block = saved if all(saved.get(key) == block[key] for key in ("made_of", "weights")) else block
         except ConfigError as error:
             log.warning("%s; the block is judged again", error)
-    settings = {"epsilon": run.epsilon.value, "seed": run.evaluation.seed + number, "classes": run.data.classes}
     for attack in ATTACKS[len(block["seconds"]) :]:
         began = time.perf_counter()
         block["batch_size"] = attack_standing(
-            *(model, x, y, attack), broken_by=block["broken_by"], batch_size=block["batch_size"], **settings
+            *(model, x, y, attack),
+            epsilon=run.epsilon.value,
+            seed=run.evaluation.seed + number,
+            classes=run.data.classes,
+            broken_by=block["broken_by"],
+            batch_size=block["batch_size"],
         )
         block["seconds"][attack] = time.perf_counter() - began
         write_json(path, block)
@@ -118,9 +122,10 @@ def write_examples(run: Run, model: nn.Module, weights: str, images: Images) -> 
     torch.manual_seed(run.evaluation.seed)
     perturbed = attack(model, x, cross_entropy(y), start=uniform_start(x, attack.epsilon)).x
     predictions = {"prediction": predict(model, x), "prediction_perturbed": predict(model, perturbed)}
-    arrays = {"clean": x, "perturbed": perturbed, "label": y, **predictions}
+    arrays: dict[str, Tensor] = {"clean": x, "perturbed": perturbed, "label": y, **predictions}
     with atomic(run.folder / "examples.npz", "wb") as file:
-        np.savez_compressed(file, weights=weights, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
+        content: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+        np.savez_compressed(file, weights=weights, **content)
 
 
 def summary_of(run: Run, broken_by: list[str], seconds: dict[str, float], batch_size: int) -> dict[str, object]:

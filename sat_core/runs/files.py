@@ -45,7 +45,8 @@ def atomic(path: Path, mode: str = "w", keep_as: Path | None = None) -> Iterator
     sweep(path)
     beside = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with beside.open(mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+        text = "b" not in mode
+        with beside.open(mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

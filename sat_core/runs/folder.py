@@ -159,8 +159,8 @@ def weights(run: Run) -> str | None:
     return None if record is None else record["files"][WEIGHTS]
 
 
-def trained_weights(run: Run) -> str:
-    """The checksum of the selected weights; raises ConfigError unless they are there and of the present run."""
+def trained_record(run: Run) -> dict[str, Any]:
+    """``run.json``; raises ConfigError unless the run is trained, with its present settings and code."""
     record = record_of(run, "train")
     if record is None:
         raise ConfigError(f"{run.folder / 'run.json'} is missing: the run is not trained yet; `train` it first")
@@ -169,8 +169,14 @@ def trained_weights(run: Run) -> str:
             f"{run.folder / 'run.json'} is of another configuration or code ({'; '.join(reasons)}); `train` the run "
             "again first"
         )
-    verify(run.folder / WEIGHTS, record["files"][WEIGHTS], "`train` the run again, which takes it from the checkpoint")
-    return record["files"][WEIGHTS]
+    return record
+
+
+def trained_weights(run: Run) -> str:
+    """The checksum of the selected weights, which are there; raises ConfigError as :func:`trained_record` does."""
+    expected = trained_record(run)["files"][WEIGHTS]
+    verify(run.folder / WEIGHTS, expected, "`train` the run again, which takes it from the checkpoint")
+    return expected
 
 
 def write_training(run: Run, rows: list[dict[str, Any]], record: dict[str, Any]) -> None:

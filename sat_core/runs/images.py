@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Images:
 
     def streamed(self, parts: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The batches of these indices, gathered by processes of their own while the device computes."""
-        loader = DataLoader(
+        loader: DataLoader[tuple[Tensor, Tensor, Tensor]] = DataLoader(
             _Gather(self),
             batch_size=None,
             sampler=parts,
@@ -79,7 +79,7 @@ def _ignore_sigterm(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-class _Gather:
+class _Gather(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """What the DataLoader's workers do: pick the pixels and labels of a batch of indices."""
 
     def __init__(self, images: Images) -> None:

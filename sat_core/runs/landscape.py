@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,9 @@ def landscape(run: Run) -> None:
     if config.reattack:
         surface = reattacked_plane(objective, *random, lambda: adversarial(run, model, x, y))
         planes["reattacked"] = grid(surface, config.random, config.reattack)
-    arrays = {f"{plane}_{key}": value for plane, values in planes.items() for key, value in values.items()}
+    arrays: dict[str, Any] = {
+        f"{plane}_{key}": value for plane, values in planes.items() for key, value in values.items()
+    }
     with atomic(run.folder / "landscape.npz", "wb") as file:
         np.savez_compressed(file, **arrays, **record, hessian_values=top.values, weights=weights)
     folder.write_record(run, "landscape", record | {"weights": weights, "device": device_name(device)})

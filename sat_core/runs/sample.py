@@ -8,6 +8,7 @@ its running statistics, as the attack and the evaluation do.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 import torch
@@ -42,7 +43,7 @@ def adversarial(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def measure(
     run: Run, model: nn.Module, x: Tensor, y: Tensor, count: int = 1
-) -> tuple[dict[str, object], Objective, Eigenpairs]:
+) -> tuple[dict[str, Any], Objective, Eigenpairs]:
     """One network on the sample: lambda_max and what must stand beside it, the loss itself, ``count`` eigenpairs."""
     config = run.curvature
     objective = Objective(model, adversarial(run, model, x, y), y, config.batch_size)
