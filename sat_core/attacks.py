@@ -58,12 +58,41 @@ StoppingRule = Callable[[Iterate], Tensor]
 
 @dataclass(frozen=True)
 class PGD:
-    """The settings of an L_inf PGD in pixel units; calling it attacks a batch."""
+    """The settings of an L_inf PGD in pixel units; calling it attacks a batch.
+
+    Raises ValueError unless epsilon is in (0, 1] and the step size positive.
+
+    Example: Madry's attack, and P-SAT's, which stops a sample once the network is wrong about it by a margin.
+        >>> import torch
+        >>> from torch import nn
+        >>> from sat_core import PGD, cross_entropy, probability_gap, uniform_start
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> x, y = torch.rand(32, 1, 8, 8), torch.randint(10, (32,))
+        >>> attack = PGD(epsilon=0.1, step_size=0.025, steps=10)
+        >>> start = uniform_start(x, attack.epsilon)
+        >>> found = attack(model, x, cross_entropy(y), start=start)
+        >>> bool((found.x - x).abs().max() <= 0.1 + 1e-6), int(found.steps.min())
+        (True, 10)
+        >>> paced = attack(
+        ...     model,
+        ...     x,
+        ...     cross_entropy(y),
+        ...     start=start,
+        ...     keep_going=lambda iterate: probability_gap(iterate.logits, y[iterate.rows]) <= 0.1,
+        ... )
+        >>> bool((paced.steps <= found.steps).all() and paced.steps.min() < 10)
+        True
+    """
 
     epsilon: float
     step_size: float
     steps: int
     batchnorm: Literal["eval", "train"] = "eval"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon <= 1 or not self.step_size > 0 or self.steps < 0:
+            raise ValueError(f"{self}: epsilon is in pixel units, in (0, 1], the step size above 0, steps 0 or more")
 
     def __call__(
         self,
@@ -85,6 +114,9 @@ class PGD:
         be per sample, (N, 1, 1, 1). Parameters are frozen meanwhile; the model comes back as it was: modes, buffers,
         ``.grad``.
         """
+        check_images(x)
+        if getattr(loss, "func", loss) is F.cross_entropy:
+            raise ValueError("the loss is called with (logits, rows), not with labels: pass cross_entropy(y)")
         epsilon = self.epsilon if epsilon is None else epsilon
         size = self.step_size if step_size is None else step_size
         bounds = torch.stack([(x - epsilon).clamp_(min=0), (x + epsilon).clamp_(max=1)])
@@ -100,6 +132,8 @@ class PGD:
                 leaf = current.detach().requires_grad_()
                 logits = model(leaf)
                 iterate = Iterate(leaf, logits, loss(logits, rows), rows, step)
+                if iterate.loss.shape != rows.shape:
+                    raise ValueError(f"the loss must give a value a sample, ({len(rows)},), not {iterate.loss.shape}")
                 if keep_going is not None:
                     went, go = go, go & keep_going(iterate)
                     moving = int(go.sum())  # the one thing a GPU's queue has to be waited for
@@ -124,6 +158,17 @@ class PGD:
                 taken.index_add_(0, rows, go.long())
         result.index_copy_(0, rows, current)
         return Perturbation(result, taken)
+
+
+def check_images(x: Tensor) -> None:
+    """Raise ValueError unless ``x`` are images as everything here takes them: floating point NCHW in [0, 1]."""
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(f"images must be floating point (N, C, H, W), not {x.dtype} {tuple(x.shape)}")
+    if len(x) and not bool(((x >= 0) & (x <= 1)).all()):
+        raise ValueError(
+            f"images must lie in [0, 1], these lie in [{x.min():g}, {x.max():g}]: normalise inside the model, and "
+            "divide bytes by 255"
+        )
 
 
 def uniform_start(x: Tensor, epsilon: Tensor | float) -> Tensor:

@@ -1,1 +1,70 @@
-"""Curvature of a loss in the weights: the loss as a function of them, Lanczos, and planes through it."""
+"""Curvature of a loss in the weights: the loss as a function of them, Lanczos, and planes through it.
+
+Example:
+    >>> import torch
+    >>> from torch import nn
+    >>> from sat_core import Objective, lambda_max, spectrum, trace
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    >>> x, y = torch.rand(20, 1, 8, 8), torch.randint(10, (20,))
+    >>> objective = Objective(model, x, y)
+    >>> top = lambda_max(objective)
+    >>> bool(top.residuals[0] < 1e-2 * top.values[0])
+    True
+    >>> mean, error = trace(objective, probes=10)
+    >>> bool(mean > top.values[0])  # the loss of one linear layer is convex: no eigenvalue is negative
+    True
+    >>> nodes, weights = spectrum(objective, probes=2)
+    >>> round(sum(weights), 5)
+    1.0
+"""
+
+from __future__ import annotations
+
+import math
+
+from sat_core.hessian.lanczos import Eigenpairs, spectral_density, top_eigenpairs
+from sat_core.hessian.objective import Objective, gaussians
+from sat_core.hessian.planes import ImagePlane, grid, random_directions, weight_plane
+
+__all__ = [
+    "Eigenpairs",
+    "ImagePlane",
+    "Objective",
+    "gaussians",
+    "grid",
+    "lambda_max",
+    "random_directions",
+    "spectrum",
+    "trace",
+    "weight_plane",
+]
+
+
+def lambda_max(
+    objective: Objective, count: int = 1, *, steps: int = 40, tolerance: float = 1e-3, seed: int = 0
+) -> Eigenpairs:
+    """The ``count`` largest eigenvalues of the Hessian, with eigenvectors and the residuals that bound their error.
+
+    At most ``steps`` steps of Lanczos, fewer once the residuals are below ``tolerance`` times the largest eigenvalue.
+    """
+    (start,) = gaussians(1, objective.theta, seed)
+    return top_eigenpairs(objective.product, start, steps, tolerance, count)
+
+
+def spectrum(
+    objective: Objective, *, probes: int = 3, steps: int = 40, seed: int = 0
+) -> tuple[list[float], list[float]]:
+    """The density of the Hessian's eigenvalues, as nodes and weights that sum to 1: see :func:`spectral_density`."""
+    return spectral_density(objective.product, gaussians(probes, objective.theta, seed), steps)
+
+
+def trace(objective: Objective, *, probes: int = 10, seed: int = 0) -> tuple[float, float]:
+    """The sum of the Hessian's eigenvalues, and the standard error of that estimate (NaN for one probe).
+
+    The mean of ``v^T H v`` over ``probes`` standard normal vectors (Hutchinson 1989); a product of the Hessian each.
+    """
+    draws = [float(v.double() @ objective.product(v).double()) for v in gaussians(probes, objective.theta, seed)]
+    mean = sum(draws) / probes
+    spread = math.sqrt(sum((draw - mean) ** 2 for draw in draws) / (probes - 1)) if probes > 1 else math.nan
+    return mean, spread / math.sqrt(probes)

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp
+from torch.func import functional_call, grad, jvp, vjp
+
+Weights = dict[str, Tensor]
+Gradient = Callable[[Weights], Weights]
 
 
 class Objective:
     """``L(theta) = sum_i CE(f_theta(x_i), y_i) / n`` of an eval-mode network, as a function of a flat theta (P,).
 
-    Batches may be unequal: their losses are summed, then divided by n. ``theta``: the network's own weights.
+    ``x`` (n, C, H, W) in [0, 1], ``y`` int64 (n,). They are taken ``batch_size`` at a time; batches may be unequal:
+    their losses are summed, then divided by n. ``theta``: the network's own weights. Raises ValueError for a network
+    in train mode, whose batch norms would mix the samples.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> None:
-        self.model = model.eval()
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 100) -> None:
+        if model.training:
+            raise ValueError("the network is in train mode: call model.eval() first, its loss is that of one judged")
+        self.model = model
         self.batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
         self.n = len(y)
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -44,9 +53,17 @@ class Objective:
             def loss(weights: dict[str, Tensor], x: Tensor = x, y: Tensor = y) -> Tensor:
                 return F.cross_entropy(functional_call(self.model, weights, x), y, reduction="sum")
 
-            tangents = jvp(grad(loss), (weights,), (direction,))[1]
+            tangents = self._derivative(grad(loss), weights, direction)
             total += torch.cat([tangents[name].flatten() for name in self.shapes])
         return total / self.n
+
+    @staticmethod
+    def _derivative(gradient: Gradient, weights: Weights, direction: Weights) -> Weights:
+        """Forward over reverse; where an operator lacks a forward derivative, reverse over reverse: H is symmetric."""
+        try:
+            return jvp(gradient, (weights,), (direction,))[1]
+        except NotImplementedError:
+            return vjp(gradient, weights)[1](direction)[0]
 
 
 def gaussians(count: int, like: Tensor, seed: int) -> list[Tensor]:

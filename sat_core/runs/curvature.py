@@ -11,8 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sat_core.hessian.lanczos import spectral_density
-from sat_core.hessian.objective import gaussians
+from sat_core.hessian import spectrum
 from sat_core.runs import checkpoint, folder
 from sat_core.runs.device import device_name, take_device
 from sat_core.runs.files import verify
@@ -33,8 +32,7 @@ def curvature(run: Run) -> None:
     model, weights = trained_model(run, device)
     x, y = sample(run, device)
     selected, objective, _ = measure(run, model, x, y)
-    probes = gaussians(config.probes, objective.theta, config.seed)
-    nodes, densities = spectral_density(objective.product, probes, config.steps)
+    nodes, densities = spectrum(objective, probes=config.probes, steps=config.steps, seed=config.seed)
     epochs = []
     for epoch in tqdm(run.training.snapshot_epochs, "snapshots", leave=False, disable=None):
         checkpoint.load_weights(snapshot(run, epoch), model)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sat_core.attacks import cross_entropy, uniform_start
-from sat_core.autoattack import ATTACKS, attack_standing
 from sat_core.errors import ConfigError
+from sat_core.judge import ATTACKS, attack_standing
 from sat_core.runs import folder
 from sat_core.runs.data import load
 from sat_core.runs.device import device_name, take_device

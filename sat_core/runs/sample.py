@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from sat_core.attacks import cross_entropy, uniform_start
 from sat_core.errors import ConfigError
-from sat_core.hessian.lanczos import Eigenpairs, top_eigenpairs
-from sat_core.hessian.objective import Objective, gaussians
+from sat_core.hessian import Eigenpairs, Objective, lambda_max
 from sat_core.runs.data import load
 from sat_core.runs.network import measuring_attack, predict
 from sat_core.runs.trivial import is_trivial
@@ -50,8 +49,7 @@ def measure(
     loss, accuracy = objective(objective.theta)
     if not math.isfinite(loss):
         raise ConfigError(f"{run.id.path}: its loss is {loss}, so it has no curvature; the training has diverged")
-    (start,) = gaussians(1, objective.theta, config.seed)
-    top = top_eigenpairs(objective.product, start, config.steps, config.tolerance, count)
+    top = lambda_max(objective, count, steps=config.steps, tolerance=config.tolerance, seed=config.seed)
     prediction = predict(model, x)
     record = {
         "lambda_max": top.values[0],

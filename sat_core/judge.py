@@ -1,0 +1,122 @@
+"""The judge: the official AutoAttack (Croce and Hein 2020), `standard`, L_inf, image by image."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import pyautoattack
+import torch
+from torch import Tensor, nn
+
+from sat_core.attacks import check_images, frozen
+
+log = logging.getLogger(__name__)
+
+ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+"""AutoAttack's `standard`, in its order."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """AutoAttack's verdict, image by image.
+
+    ``prediction`` int64 (N,), on the clean images; ``broken_by``: the attack that broke each image, ``clean`` if it was
+    misclassified to begin with, "" if it stands.
+    """
+
+    prediction: Tensor
+    broken_by: list[str]
+
+    @property
+    def clean(self) -> float:
+        """Clean accuracy, in [0, 1]."""
+        return 1 - self.broken_by.count("clean") / len(self.broken_by)
+
+    @property
+    def robust(self) -> float:
+        """Robust accuracy, in [0, 1]."""
+        return self.broken_by.count("") / len(self.broken_by)
+
+
+def autoattack(
+    model: nn.Module, x: Tensor, y: Tensor, *, epsilon: float, seed: int = 0, batch_size: int = 500
+) -> Verdict:
+    """Judge any network on images x (N, C, H, W) in [0, 1] with labels y int64 (N,), by the official AutoAttack.
+
+    The network normalises its own input and returns logits; it is judged in eval mode and comes back as it was. The
+    verdict is pyautoattack's own: same seed, same batches, same images broken. Raises ValueError for images outside
+    [0, 1] or an epsilon outside (0, 1].
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sat_core import autoattack
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> x = torch.rand(4, 1, 8, 8)
+        >>> verdict = autoattack(model, x, model(x).argmax(dim=1), epsilon=0.3)
+        >>> verdict.clean, verdict.robust, verdict.broken_by
+        (1.0, 0.0, ['apgd-ce', 'apgd-ce', 'apgd-ce', 'apgd-ce'])
+    """
+    check_images(x)
+    if not 0 < epsilon <= 1:
+        raise ValueError(f"epsilon {epsilon} is not in (0, 1]: it is in pixel units, such as 8 / 255")
+    with frozen(model), torch.no_grad():
+        logits = torch.cat([model(part) for part in x.split(batch_size)])
+        prediction = logits.argmax(dim=1)
+        broken_by = ["" if right else "clean" for right in (prediction == y).tolist()]
+        with torch.enable_grad():
+            for attack in ATTACKS:
+                batch_size = attack_standing(
+                    *(model, x, y, attack),
+                    epsilon=epsilon,
+                    seed=seed,
+                    classes=logits.shape[1],
+                    broken_by=broken_by,
+                    batch_size=batch_size,
+                )
+    return Verdict(prediction, broken_by)
+
+
+def attack_standing(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: str,
+    *,
+    epsilon: float,
+    seed: int,
+    classes: int,
+    broken_by: list[str],
+    batch_size: int,
+) -> int:
+    """One attack of AutoAttack on the images of a block that are still standing; marks in ``broken_by`` what it breaks.
+
+    The four attacks run one by one, each on the images that all before it left standing, which is what AutoAttack
+    does itself; only so does one learn which attack broke which image, and only so can one resume. The targeted ones
+    take the 9 likeliest wrong classes; with fewer than 10 classes, all of them. Returns ``batch_size``, or half of it,
+    or a quarter.., where a GPU's memory held no more: AutoAttack's random numbers then come otherwise.
+    """
+    standing = torch.tensor([i for i, by in enumerate(broken_by) if not by], device=x.device, dtype=torch.int64)
+    if not len(standing):
+        return batch_size
+    adversary = pyautoattack.AutoAttack(model, eps=epsilon, norm="Linf", seed=seed, device=x.device)
+    adversary.attacks_to_run = [attack]
+    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
+    x, y = x[standing], y[standing]
+    while True:
+        try:
+            x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=batch_size)
+            break
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        torch.cuda.empty_cache()  # not above: while the error is at hand, so is all that the attack held
+        batch_size = -(-min(batch_size, len(x)) // 2)
+        log.warning("out of GPU memory in %s: going on with %d images at a time", attack, batch_size)
+    with torch.no_grad():
+        broken = model(x_adv).argmax(dim=1) != y
+    for i in standing[broken].tolist():
+        broken_by[i] = attack
+    return batch_size
