@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,12 +122,9 @@ def stale(study: Study) -> dict[str, str]:
     return found
 
 
-def to_redo(study: Study, wanted: Iterable[str]) -> set[str]:
-    """The stale files that Snakemake has to be told of, after saying why; ``wanted``: targets that a user has named."""
-    wanted, runs = list(wanted), f"{study.folder}/runs/"
+def to_redo(study: Study) -> set[str]:
+    """The stale files, after saying in a line each why they are."""
     found = stale(study)
-    if wanted and all(name.startswith(runs) for name in wanted):
-        found = {path: why for path, why in found.items() if any(str(Path(path).parent) in name for name in wanted)}
     for why in found.values():
         log.warning(why)
     return set(found)
@@ -157,6 +154,18 @@ def asked_for(run: Run, setting: str, attempt: int, most: int) -> int:
     if resources.gpus and resources.runs_per_gpu > 1:
         most //= 3 * resources.runs_per_gpu if setting == "mem_mb" else 2 + (run.evaluation.shards > 1)
     return min(max(attempt - folder.interruptions(run), 1) * getattr(resources, setting), most)
+
+
+def shard_files(run: Run) -> list[str]:
+    """What the evaluation waits for; with one shard it does all the work itself."""
+    n = run.evaluation.shards
+    return [f"{run.folder}/shards/{i}-of-{n}" for i in range(1, n + 1)] if n > 1 else []
+
+
+def sharing(run: Run) -> str | None:
+    """Small runs are trained and judged by several in one allocation; a large one has each of its jobs alone."""
+    resources = run.resources
+    return f"share{resources.runs_per_gpu}" if resources.gpus and resources.runs_per_gpu > 1 else None
 
 
 def use_this_python() -> None:

@@ -1,4 +1,6 @@
 rule data:
+    input:
+        lambda wildcards: study() and [],
     output:
         f"{RESULTS}/data/{{dataset}}.json",
         f"{RESULTS}/data/{{dataset}}.safetensors",

@@ -1,6 +1,6 @@
 rule table:
     input:
-        lambda wildcards: sat.results_of(STUDY, wildcards.table, "train", "evaluate"),
+        lambda wildcards: sat.results_of(study(), wildcards.table, "train", "evaluate"),
     output:
         [f"{RESULTS}/tables/{{table}}{part}{suffix}" for part in PARTS for suffix in (".md", ".csv", ".tex")],
         [
@@ -29,7 +29,7 @@ rule table:
 
 rule figure:
     input:
-        lambda wildcards: sat.drawn_from(STUDY, wildcards.table, wildcards.kind),
+        lambda wildcards: sat.drawn_from(study(), wildcards.table, wildcards.kind),
     output:
         report(
             f"{RESULTS}/figures/{{table}}-{{kind}}.png",
@@ -57,7 +57,7 @@ rule figure:
 
 rule report:
     input:
-        TARGETS,
+        lambda wildcards: sat.targets(study()),
     output:
         report(f"{RESULTS}/report.html", caption="../report/report.rst", category="Report"),
     log:
