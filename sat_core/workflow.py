@@ -61,6 +61,7 @@ def check_once(study: Study) -> None:
     own = {name for run in study.runs for name in (f"defenses.{run.base}", f"models.{run.model.replace('-', '_')}")}
     checks = json.dumps(code("runs.check", *sorted(own)))
     known = [metadata.version("torch"), checks, *(run.model_dump_json() for run in study.runs)]
+    folder.claim(study)
     text = hashlib.sha256("\n".join(known).encode()).hexdigest()
     record = study.folder / ".checked"
     if not record.exists() or record.read_text() != text:
@@ -74,6 +75,7 @@ def check_once(study: Study) -> None:
 def site(config: Mapping[str, Any], key: str, default: T) -> T:
     """A setting of the machine, of the type of ``default``."""
     value = config.get(key, default)
+    value = "" if value is None and default == SITE["gres"] else value  # `gres=`: none is asked for
     if type(value) is not type(default):
         raise ConfigError(f"config: {key}: a value like {default!r} is expected, not {value!r}")
     return value
