@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sat_core.fields import Frozen, Natural, Number
+from sat_core.fields import Frozen, Number, When, at
 
 
 def probability_gap(logits: Tensor, y: Tensor) -> Tensor:
@@ -146,14 +146,20 @@ def _wide(values: Tensor) -> Tensor:
 class Curriculum(Frozen):
     """lambda as a function of the epoch, from ``start`` to ``stop``.
 
-    ``steps``: one equal jump towards ``stop`` at the beginning of each epoch in ``epochs``;
-    ``linear``: ``epochs`` are the first and the last epoch of a straight line. Epochs count from 0.
+    ``steps``: one equal jump towards ``stop`` at the beginning of each epoch in ``epochs``; ``linear``: it rises with
+    each epoch from the first of ``epochs`` on, and has arrived in the one before the second. As the authors' earlier
+    code counts: with [30, 70] and stop 0.4 lambda is 0.01 in epoch 30 and 0.4 in epoch 69. Epochs count from 0, or are
+    shares of the training.
     """
 
     kind: Literal["steps", "linear"]
-    epochs: list[Natural] = Field(min_length=1)
+    epochs: list[When] = Field(min_length=1)
     start: Number = 0.0
     stop: Number = 1.0
+
+    def resolved(self, epochs: int) -> Curriculum:
+        """With epochs in the place of shares of a training of so many."""
+        return self.model_copy(update={"epochs": [at(when, epochs) for when in self.epochs]})
 
     def check(self, epochs: int, low: float, high: float) -> None:
         """Raise ValueError unless the epochs increase and lie within ``epochs``, and lambda within [low, high]."""
@@ -161,7 +167,7 @@ class Curriculum(Frozen):
             raise ValueError(f"curriculum.epochs {self.epochs} must increase")
         if self.kind == "linear" and len(self.epochs) != 2:
             raise ValueError(f"a linear curriculum takes two epochs, first and last, not {self.epochs}")
-        if self.epochs[-1] >= epochs:
+        if self.epochs[-1] >= epochs + (self.kind == "linear"):
             raise ValueError(f"curriculum.epochs {self.epochs} reach beyond the last epoch ({epochs - 1})")
         for name, value in (("start", self.start), ("stop", self.stop)):
             if not low <= value <= high:
@@ -172,5 +178,5 @@ class Curriculum(Frozen):
             done = sum(epoch >= e for e in self.epochs) / len(self.epochs)
         else:
             first, last = self.epochs
-            done = min(1.0, max(0.0, (epoch - first) / (last - first)))
+            done = min(1.0, max(0.0, (epoch + 1 - first) / (last - first)))
         return self.start + done * (self.stop - self.start)

@@ -22,7 +22,7 @@ from sat_core.report import products
 from sat_core.report.kinds import FIGURES
 from sat_core.runs import folder
 from sat_core.runs.files import atomic
-from sat_core.study import Run, Study
+from sat_core.study import PACKAGE, Run, Study
 from sat_core.study.file import StudyFile
 from sat_core.study.fingerprint import changes, code
 from sat_core.study.reading import read_yaml
@@ -171,7 +171,13 @@ def sharing(run: Run) -> str | None:
 
 
 def use_this_python() -> None:
-    """Let the rules' `python` be the one that runs Snakemake, also where its environment is not activated."""
+    """Let the rules' `python` be the one that runs Snakemake, also where its environment is not activated.
+
+    And let its sat_core be this one, where that is a checkout: a conda environment has the packages, not the project.
+    """
+    checkout = PACKAGE.parent
+    if (checkout / "pyproject.toml").exists():
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
     mine = str(Path(sys.executable).parent)
     if Path(shutil.which("python") or "").parent != Path(mine):
         os.environ["PATH"] = f"{mine}{os.pathsep}{os.environ.get('PATH', '')}"

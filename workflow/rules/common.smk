@@ -50,6 +50,8 @@ def study():
         if workflow.dag_settings.rerun_triggers == RerunTrigger.all():
             workflow.dag_settings.rerun_triggers = frozenset()  # times of files say nothing, their records do
         workflow.dag.forcefiles.update(told(sat.to_redo, STUDY))
+    elif workflow.execution_settings is not None:
+        workflow.execution_settings.keep_going = True  # within an allocation, too: one run's failure costs no other's
     return STUDY
 
 

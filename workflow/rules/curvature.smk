@@ -22,4 +22,4 @@ rule curvature:
     message:
         "curvature of {wildcards.run}"
     shell:
-        "exec python -m sat_core curvature --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"
+        "exec python -P -m sat_core curvature --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"

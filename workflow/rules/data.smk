@@ -16,4 +16,4 @@ rule data:
     message:
         "data of {wildcards.dataset}"
     shell:
-        "exec python -m sat_core data --study {params.study:q} --dataset {wildcards.dataset:q} > {log:q} 2>&1"
+        "exec python -P -m sat_core data --study {params.study:q} --dataset {wildcards.dataset:q} > {log:q} 2>&1"

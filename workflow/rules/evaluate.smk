@@ -22,7 +22,7 @@ rule evaluate_shard:
     message:
         "AutoAttack on {wildcards.run}, shard {wildcards.shard}"
     shell:
-        "exec python -m sat_core evaluate --study {params.study:q} --run {wildcards.run:q} --shard {wildcards.shard:q}"
+        "exec python -P -m sat_core evaluate --study {params.study:q} --run {wildcards.run:q} --shard {wildcards.shard:q}"
         " > {log:q} 2>&1"
 
 
@@ -53,4 +53,4 @@ rule evaluate:
     message:
         "AutoAttack on {wildcards.run}"
     shell:
-        "exec python -m sat_core evaluate --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"
+        "exec python -P -m sat_core evaluate --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"

@@ -23,4 +23,4 @@ rule landscape:
     message:
         "landscape of {wildcards.run}"
     shell:
-        "exec python -m sat_core landscape --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"
+        "exec python -P -m sat_core landscape --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"

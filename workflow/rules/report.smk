@@ -24,7 +24,7 @@ rule table:
     message:
         "table {wildcards.table}"
     shell:
-        "exec python -m sat_core table --study {params.study:q} --table {wildcards.table:q} > {log:q} 2>&1"
+        "exec python -P -m sat_core table --study {params.study:q} --table {wildcards.table:q} > {log:q} 2>&1"
 
 
 rule figure:
@@ -51,7 +51,7 @@ rule figure:
     message:
         "figure {wildcards.kind} of {wildcards.table}"
     shell:
-        "exec python -m sat_core figure --study {params.study:q} --table {wildcards.table:q} --kind {wildcards.kind:q}"
+        "exec python -P -m sat_core figure --study {params.study:q} --table {wildcards.table:q} --kind {wildcards.kind:q}"
         " > {log:q} 2>&1"
 
 
@@ -72,4 +72,4 @@ rule report:
     message:
         "report"
     shell:
-        "exec python -m sat_core report --study {params.study:q} > {log:q} 2>&1"
+        "exec python -P -m sat_core report --study {params.study:q} > {log:q} 2>&1"

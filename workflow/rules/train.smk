@@ -24,4 +24,4 @@ rule train:
     message:
         "train {wildcards.run}"
     shell:
-        "exec python -m sat_core train --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"
+        "exec python -P -m sat_core train --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"
