@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sat_core.attacks import PGD, Perturbation, cross_entropy, frozen, uniform_start, while_correct
+    from sat_core.awp import adversarial_weights
     from sat_core.difficulty import (
         Curriculum,
         classifier_curvature,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sat_core.judge import Verdict, autoattack
 
 _HOME = {
+    "awp": ("adversarial_weights",),
     "attacks": ("PGD", "Perturbation", "cross_entropy", "frozen", "uniform_start", "while_correct"),
     "judge": ("Verdict", "autoattack"),
     "difficulty": (
@@ -59,6 +61,7 @@ __all__ = [
     "Objective",
     "Perturbation",
     "Verdict",
+    "adversarial_weights",
     "autoattack",
     "classifier_curvature",
     "cross_entropy",

@@ -135,12 +135,12 @@ def _stop(number: int, _: object) -> NoReturn:
 
 
 def done(run: Run, stage: str) -> bool:
-    """Whether there is nothing to do; asked before torch is loaded, so that it takes no time. Raises Hopeless."""
+    """Whether there is nothing to do; asked before torch is loaded. Raises ConfigError where trying is of no use."""
     if folder.finished(run, stage):
         logging.info("%s: %s is complete: nothing to do", run.folder, stage)
         return True
     if said := folder.hopeless(run, stage):
-        raise Hopeless(f"{said} (found before; to try it all the same, delete {run.folder / folder.FAILED})")
+        raise ConfigError(f"{said} (found before; to try it all the same, delete {run.folder / folder.FAILED})")
     return False
 
 

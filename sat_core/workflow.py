@@ -141,7 +141,7 @@ def restarts(study: Study, rule: str, run: str | None, budget: int) -> int:
     if run is None or stage not in folder.STAGES:
         return budget
     asked = study.run(run)
-    if any(folder.hopeless(asked, before) for before in ("train", stage)) or folder.is_kept(asked, stage):
+    if any(folder.hopeless(asked, before) for before in ("train", stage)) or folder.is_current(asked, stage):
         return 0
     return budget + folder.interruptions(asked)
 

@@ -24,6 +24,7 @@ AFTER = {"clean": "Clean", "apgd-ce": "APGD-CE", "apgd-t": "+ APGD-T", "fab-t": 
 """Accuracies in the order in which AutoAttack wears them down, and their titles; after Square it is the robust one."""
 SECONDS = {"apgd-ce": "apgd-ce", "apgd-t": "apgd-t", "fab-t": "fab-t", "robust": "square"}
 """The attack that took an accuracy to what it is."""
+LAST = ["last_clean", "last_robust"]
 COSTS = ("epoch_seconds", "steps", "steps_saved", "memory", "gpu_memory")
 
 
@@ -58,6 +59,7 @@ def evaluated(run: Run) -> dict[str, Any] | None:
         **address(run),
         **{name: 100 * accuracies[name] for name in AFTER},
         **{f"seconds_{attack}": seconds for attack, seconds in summary["seconds"].items()},
+        **{f"last_{name}": 100 * summary.get("last", {}).get(name, math.nan) for name in ("clean", "robust")},
         "n": summary["n"],
         "trivial": is_trivial(images),
         "device": summary["device"],

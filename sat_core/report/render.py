@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 MISSING, TRIVIAL, STALE = "—", "†", "‡"
-OWN_LINES = ("95 %", "seeds", "seconds")
+OWN_LINES = ("95 %", "last epoch", "seeds", "seconds")
 """Labels of the smaller lines that come before those of published numbers."""
 
 

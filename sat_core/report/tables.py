@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from sat_core.report.numbers import ADDRESS, AFTER, SECONDS, costs, interval, published, results, summarise
+from sat_core.report.numbers import ADDRESS, AFTER, LAST, SECONDS, costs, interval, published, results, summarise
 from sat_core.report.render import MISSING, STALE, TRIVIAL, Cell, Sheet, as_html, latex, markdown
 from sat_core.runs.files import atomic
 from sat_core.study import Study
@@ -38,6 +38,13 @@ def accuracy_cells(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
     cells = cells.merge(shared, "left", ADDRESS[:3])
     for column in ("trivial_seeds", "stale_seeds", "test_images"):
         cells[column] = pd.to_numeric(cells[column]).astype("Int64")
+    last = rows.groupby(ADDRESS[:3])[LAST].mean()
+    cells["last"] = [
+        last[f"last_{cell.accuracy}"].get((cell.model, cell.defense, cell.epsilon), math.nan)
+        if cell.accuracy in ("clean", "robust")
+        else math.nan
+        for cell in cells.itertuples()
+    ]
     ends = [
         interval(cell.mean, cell.std, cell.seeds, cell.test_images) if cell.seeds else (math.nan, math.nan)
         for cell in cells[["mean", "std", "seeds", "test_images"]].itertuples(index=False)
@@ -75,6 +82,8 @@ def main_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
     cells = frame(pd.MultiIndex.from_product([table.models, table.defenses]), columns)
     for cell, is_best in zip(data.itertuples(), best, strict=True):
         below = {"95 %": f"[{cell.low:.1f}, {cell.high:.1f}]"} if cell.seeds else {}
+        if not math.isnan(cell.last):
+            below["last epoch"] = f"{cell.last:.2f} ({cell.last - cell.mean:+.2f})".replace("-", "−")
         if 0 < cell.seeds < len(table.seeds):
             below["seeds"] = str(cell.seeds)
         content = number(cell, "{:.2f}", below | beside(cell), bool(is_best))

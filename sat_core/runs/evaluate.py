@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from sat_core.judge import ATTACKS, attack_standing
 from sat_core.runs import folder
 from sat_core.runs.data import load
 from sat_core.runs.device import device_name, take_device
-from sat_core.runs.files import atomic, read_json, sole_writer, write_json
+from sat_core.runs.files import atomic, checksum, read_json, sole_writer, write_json
 from sat_core.runs.images import Images
 from sat_core.runs.network import measuring_attack, predict, trained_model
 from sat_core.study import Run
@@ -34,7 +35,8 @@ PARTS = "autoattack.parts"
 def evaluate(run: Run, shard: tuple[int, int] | None = None) -> None:
     """Judge a trained run: writes ``autoattack.csv`` (one row an image) and ``autoattack.json`` (the summary).
 
-    Before them ``examples.npz``: see :func:`write_examples`.
+    Where the last epoch is judged, too, ``autoattack-last.csv``, and ``last`` in the summary. Before them
+    ``examples.npz``: see :func:`write_examples`.
 
     The unit of work is a block of ``batch_size`` images, whose progress is saved after each of the four attacks, so
     that whatever interrupts the work, little is lost. With ``shard`` (i, n), only every n-th block from the i-th on is
@@ -50,24 +52,34 @@ def evaluate(run: Run, shard: tuple[int, int] | None = None) -> None:
         if shard is None and folder.finished(run, "evaluate"):
             log.info("%s is judged: nothing to do", run.folder)
             return
-        model, weights = trained_model(run, device)
         (images,) = load(run, "test")
-        count, size = min(len(images), run.evaluation.images or len(images)), run.evaluation.batch_size
-        starts = range(0, count, size)
-        i, n = shard or (1, 1)
-        blocks = []
-        for first in tqdm(starts[i - 1 :: n], "AutoAttack", leave=False, disable=None):
-            x, y = (tensor.to(device) for tensor in images.batch(slice(first, min(first + size, count))))
-            blocks.append(judged_block(run, model, weights, first // size, x, y))
-            log.info("block %d of %d judged", first // size + 1, len(starts))
+        blocks = {
+            str(which): judged_blocks(run, which, images, device, shard or (1, 1)) for which in run.evaluation.weights
+        }
         if shard is None:
-            write_examples(run, model, weights, images)
-            write_results(run, weights, blocks, device)
+            write_examples(run, images, device)
+            write_results(run, blocks, device)
 
 
-def judged_block(run: Run, model: nn.Module, weights: str, number: int, x: Tensor, y: Tensor) -> dict[str, Any]:
+def judged_blocks(
+    run: Run, which: str, images: Images, device: torch.device, shard: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """The verdicts on this shard's blocks, of the ``best`` or the ``last`` weights."""
+    model, weights = trained_model(run, device, which)
+    count, size = min(len(images), run.evaluation.images or len(images)), run.evaluation.batch_size
+    starts, (i, n), blocks = range(0, count, size), shard, []
+    for first in tqdm(starts[i - 1 :: n], f"AutoAttack, {which}", leave=False, disable=None):
+        x, y = (tensor.to(device) for tensor in images.batch(slice(first, min(first + size, count))))
+        path = run.folder / PARTS / f"{which}{first // size:04}.json"
+        blocks.append(judged_block(run, path, model, weights, first // size, x, y))
+        log.info("%s weights: block %d of %d judged", which, first // size + 1, len(starts))
+    return blocks
+
+
+def judged_block(
+    run: Run, path: Path, model: nn.Module, weights: str, number: int, x: Tensor, y: Tensor
+) -> dict[str, Any]:
     """The verdict on one block, from its file as far as that goes, if that is on the same ``weights`` (a checksum)."""
-    path = run.folder / PARTS / f"block{number:04}.json"
     prediction = predict(model, x)
     block: dict[str, Any] = {
         "made_of": folder.present(run, "evaluate"),
@@ -99,25 +111,37 @@ def judged_block(run: Run, model: nn.Module, weights: str, number: int, x: Tenso
     return block
 
 
-def write_results(run: Run, weights: str, blocks: list[dict[str, Any]], device: torch.device) -> None:
-    """Merge all blocks, in order, into ``autoattack.csv`` and ``autoattack.json``."""
-    columns = ([value for block in blocks for value in block[key]] for key in ("labels", "predictions", "broken_by"))
-    rows = [(i, *row) for i, row in enumerate(zip(*columns, strict=True))]
-    seconds = {attack: sum(block["seconds"][attack] for block in blocks) for attack in ATTACKS}
-    summary = summary_of(run, [row[3] for row in rows], seconds, min(block["batch_size"] for block in blocks))
-    folder.write_verdict(run, rows, summary | {"weights": weights, "device": device_name(device)})
+def write_results(run: Run, blocks: dict[str, list[dict[str, Any]]], device: torch.device) -> None:
+    """Merge all blocks, in order, into ``autoattack.csv`` and ``autoattack.json``; the last epoch's beside it."""
+    summary, files = {}, {}
+    for which, judged in blocks.items():
+        columns = (
+            [value for block in judged for value in block[key]] for key in ("labels", "predictions", "broken_by")
+        )
+        rows = [(i, *row) for i, row in enumerate(zip(*columns, strict=True))]
+        seconds = {attack: sum(block["seconds"][attack] for block in judged) for attack in ATTACKS}
+        found = summary_of(run, [row[3] for row in rows], seconds, min(block["batch_size"] for block in judged))
+        if which == "best":
+            folder.write_images(run, folder.IMAGES, rows)
+            summary = found | {"weights": judged[0]["weights"], "device": device_name(device)}
+        else:
+            folder.write_images(run, folder.LAST_IMAGES, rows)
+            summary["last"] = found | {"weights": judged[0]["weights"]}
+            files = {folder.LAST_IMAGES: checksum(run.folder / folder.LAST_IMAGES)}
+    folder.write_record(run, "evaluate", summary | {"files": files})
     shutil.rmtree(run.folder / PARTS)
 
 
-def write_examples(run: Run, model: nn.Module, weights: str, images: Images) -> None:
+def write_examples(run: Run, images: Images, device: torch.device) -> None:
     """Attack the first test images of two classes with the training PGD, never stopped: ``examples.npz``, to look at.
 
     ``clean`` and ``perturbed`` float32 (n, C, H, W) in [0, 1]; ``label`` and the predictions on both, int64 (n,);
     ``weights``, a checksum of those that were attacked.
     """
+    model, weights = trained_model(run, device)
     labels = images.labels.tolist()
     first = [labels.index(label) for label in dict.fromkeys(labels)][:EXAMPLES]
-    x, y = (tensor.to(next(model.parameters()).device) for tensor in images.batch(torch.tensor(first)))
+    x, y = (tensor.to(device) for tensor in images.batch(torch.tensor(first)))
     attack = measuring_attack(run)
     torch.manual_seed(run.evaluation.seed)
     perturbed = attack(model, x, cross_entropy(y), start=uniform_start(x, attack.epsilon)).x

@@ -37,6 +37,8 @@ class Stage(NamedTuple):
 
 
 WEIGHTS, HISTORY, IMAGES = "model.safetensors", "history.csv", "autoattack.csv"
+LAST, RAW, LAST_IMAGES = "last.safetensors", "raw.safetensors", "autoattack-last.csv"
+"""Weights of the last epoch; where averages are judged, those in training at the selected one; the last's verdict."""
 STAGES = {
     "train": Stage("run_ids", "run.json", (WEIGHTS, HISTORY)),
     "evaluate": Stage("run_ids", "autoattack.json", (IMAGES, "examples.npz")),
@@ -82,36 +84,49 @@ def _link(source: Path, target: Path) -> None:
 
 
 def finished(run: Run, stage: str) -> bool:
-    """Whether a stage's result is there, whole and current; if it was deleted but had been kept, it is put back."""
-    kept, about = run.folder / KEPT, STAGES[stage]
+    """Whether a stage's result is there, whole and current."""
     try:
-        if not (run.folder / about.record).exists() and is_kept(run, stage):
-            for name in (*about.files, about.record):
-                _link(kept / name, run.folder / name)
-            log.info("%s was finished before and is put back", run.folder / about.record)
         record = record_of(run, stage)
         if record is None:
             return False
         for name, expected in record["files"].items():
             verify(run.folder / name, expected, "it will be written again")
-    except (ConfigError, FileNotFoundError) as error:
+    except ConfigError as error:
         log.warning("%s", error)
         return False
     if reasons := _changes(run, stage, record):
-        log.info("%s is of other settings or code: %s", run.folder / about.record, "; ".join(reasons))
+        log.info("%s is of other settings or code: %s", run.folder / STAGES[stage].record, "; ".join(reasons))
     return not reasons
 
 
-def is_kept(run: Run, stage: str) -> bool:
-    """Whether a stage was finished, of the present settings and code, even if its files were deleted since."""
-    path = run.folder / KEPT / STAGES[stage].record
-    return path.exists() and not _changes(run, stage, read_json(path))
+def _put_back(run: Run, stage: str) -> None:
+    """Files of a finished stage that were deleted are linked to what was kept of it, if that is of the present."""
+    about, kept = STAGES[stage], run.folder / KEPT
+    missing = [name for name in (*about.files, about.record) if not (run.folder / name).exists()]
+    if not missing or not all((kept / name).exists() for name in (*about.files, about.record)):
+        return
+    record = read_json(kept / about.record)
+    if _changes(run, stage, record) if about.record in missing else record != read_json(run.folder / about.record):
+        return
+    for name in missing:
+        _link(kept / name, run.folder / name)
+    log.info("%s: %s of a finished run put back", run.folder, ", ".join(missing))
 
 
 def record_of(run: Run, stage: str) -> dict[str, Any] | None:
-    """A stage's record, or None if there is none; raises ConfigError if it is damaged."""
+    """A stage's record, or None if there is none; raises ConfigError if it is damaged.
+
+    What was deleted of a finished stage is put back first.
+    """
+    _put_back(run, stage)
     path = run.folder / STAGES[stage].record
     return read_json(path) if path.exists() else None
+
+
+def is_current(run: Run, stage: str) -> bool:
+    """Whether a stage's result is there and of the present settings and code; its files are not verified."""
+    reasons = why_again(run, stage)
+    return not reasons and (run.folder / STAGES[stage].record).exists()
 
 
 def why_again(run: Run, stage: str) -> list[str]:
@@ -172,10 +187,10 @@ def trained_record(run: Run) -> dict[str, Any]:
     return record
 
 
-def trained_weights(run: Run) -> str:
-    """The checksum of the selected weights, which are there; raises ConfigError as :func:`trained_record` does."""
-    expected = trained_record(run)["files"][WEIGHTS]
-    verify(run.folder / WEIGHTS, expected, "`train` the run again, which takes it from the checkpoint")
+def trained_weights(run: Run, name: str = WEIGHTS) -> str:
+    """The checksum of a trained run's weights, which are there; raises ConfigError as :func:`trained_record` does."""
+    expected = trained_record(run)["files"][name]
+    verify(run.folder / name, expected, "`train` the run again, which takes it from the checkpoint")
     return expected
 
 
@@ -199,11 +214,10 @@ def trained(run: Run) -> tuple[dict[str, Any], pd.DataFrame] | None:
     return record, pd.read_csv(run.folder / HISTORY)
 
 
-def write_verdict(run: Run, rows: Iterable[tuple[Any, ...]], summary: dict[str, Any]) -> None:
-    """Write AutoAttack's verdict: (index, label, prediction, broken_by) of each image, and then the summary."""
-    with atomic(run.folder / IMAGES) as file:
+def write_images(run: Run, name: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Write AutoAttack's verdict on each image: (index, label, prediction, broken_by)."""
+    with atomic(run.folder / name) as file:
         csv.writer(file).writerows([("index", "label", "prediction", "broken_by"), *rows])
-    write_record(run, "evaluate", summary)
 
 
 def judged(run: Run) -> tuple[dict[str, Any], pd.DataFrame] | None:

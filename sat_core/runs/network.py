@@ -19,15 +19,16 @@ def fresh_model(run: Run) -> models.Normalized:
     return models.build(run.model, **run.data.network)
 
 
-def trained_model(run: Run, device: torch.device) -> tuple[nn.Module, str]:
-    """The selected network of a trained run, float32, eval mode, parameters frozen, and its weights' checksum.
+def trained_model(run: Run, device: torch.device, which: str = "best") -> tuple[nn.Module, str]:
+    """The selected (or ``last``) network of a trained run, float32, eval mode, frozen, and its weights' checksum.
 
     Raises ConfigError if the run is not trained with its present configuration and code.
     """
-    weights = folder.trained_weights(run)
+    name = folder.WEIGHTS if which == "best" else folder.LAST
+    weights = folder.trained_weights(run, name)
     model = fresh_model(run)
     models.compute_in("float32", model)
-    checkpoint.load_weights(run.folder / folder.WEIGHTS, model)
+    checkpoint.load_weights(run.folder / name, model)
     return model.to(device).eval().requires_grad_(False), weights
 
 

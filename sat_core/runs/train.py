@@ -47,7 +47,7 @@ def train(run: Run) -> None:
             trainer.finish_epoch()
             if trainer.epoch in run.training.snapshot_epochs:
                 snapshot = run.folder / run.training.snapshot(trainer.epoch)
-                checkpoint.save_weights(snapshot, trainer.model.state_dict())
+                checkpoint.save_weights(snapshot, trainer.network.state_dict())
             if received or trainer.epoch % every.checkpoint_epochs == 0 or trainer.epoch == run.training.epochs:
                 checkpoint.save_checkpoint(path, made_of, trainer.state_dict())
                 saved = time.monotonic()
@@ -78,6 +78,9 @@ def stop_if(received: list[int], trainer: Trainer) -> None:
 def write_results(run: Run, trainer: Trainer) -> None:
     """Write the selected weights, the history and, last of all, ``run.json``."""
     checkpoint.save_weights(run.folder / folder.WEIGHTS, trainer.best["weights"])
+    checkpoint.save_weights(run.folder / folder.LAST, trainer.network.state_dict())
+    if trainer.best["raw"]:
+        checkpoint.save_weights(run.folder / folder.RAW, trainer.best["raw"])
     chosen = trainer.history[trainer.best["epoch"]]
     record = {
         "best_epoch": trainer.best["epoch"],
@@ -87,6 +90,7 @@ def write_results(run: Run, trainer: Trainer) -> None:
         "peak_memory_mb": trainer.memory,
         "config": run.model_dump(mode="json"),
     }
-    snapshots = [run.training.snapshot(epoch) for epoch in run.training.snapshot_epochs]
-    record["files"] = {name: checksum(run.folder / name) for name in snapshots}
+    others = [folder.LAST, *([folder.RAW] if trainer.best["raw"] else [])]
+    others += [run.training.snapshot(epoch) for epoch in run.training.snapshot_epochs]
+    record["files"] = {name: checksum(run.folder / name) for name in others}
     folder.write_training(run, trainer.history, record)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import random
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from sat_core import defenses, models
 from sat_core.augmentation import AUGMENTATIONS
+from sat_core.awp import adversarial_weights
 from sat_core.errors import Hopeless
+from sat_core.fields import at
+from sat_core.runs import optimiser
 from sat_core.runs.data import load
 from sat_core.runs.device import peak_memory, take_device
 from sat_core.runs.network import accuracies, fresh_model, measuring_attack, training_attack
@@ -28,7 +34,7 @@ class Trainer:
     """The state of one training, from the first epoch to the last."""
 
     PLAIN = ("epoch", "step_count", "order", "sums", "seconds", "memory", "history", "best", "defense_state")
-    MODULES = ("model", "optimizer")
+    MODULES = ("model", "optimizer", "scheduler")
 
     def __init__(self, run: Run, device: torch.device | None = None) -> None:
         usual = take_device(run)
@@ -43,24 +49,22 @@ class Trainer:
             models.compile_in_place(self.model, run.training.batch_size)
         self.defense_state = self.defense.initial_state(len(self.train_images), self.device)
         config = run.training
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = optimiser.optimizer(config, self.model)
+        self.scheduler = optimiser.scheduler(config, self.optimizer, -(-len(self.train_images) // config.batch_size))
+        self.average = optimiser.average(config, self.model)
         self.epoch = self.step_count = 0
         self.order: Tensor | None = None
         self.sums = torch.zeros(3, device=self.device)
         self.seconds = 0.0
         self.memory: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Any] = {"score": (-1.0, -1.0), "epoch": -1, "weights": {}}
+        self.best: dict[str, Any] = {"score": (-1.0,), "epoch": -1, "weights": {}, "raw": {}}
 
     def steps(self) -> Iterator[None]:
         """Take the optimiser steps that are left of this epoch, one by one; between two, all state is in self."""
         if self.order is None:
             self.order = torch.randperm(len(self.train_images))
         size, done = self.run.training.batch_size, self.step_count
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.run.training.learning_rate(self.epoch)
         batches = tqdm(
             self.train_images.batches(self.order[done * size :], size),
             f"epoch {self.epoch + 1}/{self.run.training.epochs}",
@@ -77,9 +81,17 @@ class Trainer:
             self.seconds += began - before
             yield
 
+    @property
+    def network(self) -> models.Normalized:
+        """What is validated, selected and judged: the averaged weights, once there are any, else those in training."""
+        if self.average is not None and self.average.n_averaged:
+            return cast(models.Normalized, self.average.module)
+        return self.model
+
     def finish_epoch(self) -> None:
         """After the last step: validate, keep the weights if they are the best, and add a row to the history."""
         began = time.perf_counter()
+        self.average_weights("swa")
         if not all(bool(weights.isfinite().all()) for weights in self.model.parameters()):
             raise Hopeless(self.diverged("a weight is not finite"))
         clean, robust = self.validate()
@@ -99,12 +111,12 @@ class Trainer:
         )
         now = peak_memory(self.device)
         self.memory = {place: max(used, self.memory.get(place, 0.0)) for place, used in now.items()}
-        score = (robust, clean) if self.defense.selects_on == "robust" else (clean, robust)
-        score = (self.epoch, 0) if self.run.training.select == "last" else score
-        if score > tuple(self.best["score"]):
-            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
-            self.best = {"score": score, "epoch": self.epoch, "weights": weights}
+        if (score := self.score(clean, robust)) > tuple(self.best["score"]):
+            raw = weights_of(self.model) if self.average is not None else {}
+            self.best = {"score": score, "epoch": self.epoch, "weights": weights_of(self.network), "raw": raw}
         self.epoch += 1
+        if not optimiser.is_per_step(self.run.training):
+            self.scheduler.step()
         self.step_count, self.order, self.seconds = 0, None, 0.0
         self.sums = torch.zeros_like(self.sums)
         log.info(
@@ -122,14 +134,53 @@ class Trainer:
         )
         found = self.defense.perturb(batch)
         self.optimizer.zero_grad()
-        loss = self.defense.outer_loss(batch, found)
-        if not torch.isfinite(loss):
-            raise Hopeless(self.diverged(f"the loss is {loss.item()}"))
-        loss.backward()
+        with self.moved_weights(lambda: self.defense.outer_loss(batch, found)):
+            loss = self.defense.outer_loss(batch, found)
+            if not torch.isfinite(loss):
+                raise Hopeless(self.diverged(f"the loss is {loss.item()}"))
+            loss.backward()
+        if self.run.training.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.run.training.clip)
         self.optimizer.step()
+        if optimiser.is_per_step(self.run.training):
+            self.scheduler.step()
+        self.average_weights("ema")
         attacked = self.defense.selects_on == "robust"  # where nothing is attacked, nothing is stopped
         stopped = attacked * (found.steps < self.attack.steps).sum()
         return torch.stack([loss.detach() * len(y), found.steps.sum(), stopped])
+
+    def moved_weights(self, loss: Callable[[], Tensor]) -> contextlib.AbstractContextManager[None]:
+        """Where the loss is taken: at the weights themselves or, with ``awp``, where it is highest near them."""
+        awp = self.run.training.awp
+        if awp is None or self.epoch < at(awp.warm_up, self.run.training.epochs):
+            return contextlib.nullcontext()
+        return adversarial_weights(self.model, loss, awp.gamma)
+
+    def average_weights(self, kind: str) -> None:
+        """Take the present weights into the average, if it is of that kind: ``ema`` each step, ``swa`` each epoch.
+
+        For ``swa`` batch norm's statistics are measured anew, on the training images as they are.
+        """
+        config = self.run.training
+        if self.average is None or config.average != kind or self.epoch < at(config.average_from, config.epochs):
+            return
+        self.average.update_parameters(self.model)
+        if kind == "swa":
+            order = torch.arange(len(self.train_images))
+            update_bn((x for _, x, _ in self.train_images.batches(order, config.batch_size)), self.average)
+
+    def score(self, clean: float, robust: float) -> tuple[float, ...]:
+        """What the best epoch has most of.
+
+        Ours: weights no better on clean images than always the same answer come last. They count as 10 % robust of ten
+        classes, and would be chosen before a network that is right about clean images and never about attacked ones.
+        """
+        if self.run.training.select == "last":
+            return (self.epoch,)
+        labels = self.validation_images.labels.bincount().double()
+        share, n = float(labels.max() / labels.sum()), len(self.validation_images)
+        learnt = float(clean > share + 2 * math.sqrt(share * (1 - share) / n))
+        return (learnt, robust, clean) if self.defense.selects_on == "robust" else (learnt, clean, robust)
 
     def diverged(self, how: str) -> str:
         """The sentence for a training that has come to nothing."""
@@ -141,13 +192,14 @@ class Trainer:
 
     def validate(self) -> tuple[float, float]:
         """Clean and robust accuracy, in [0, 1], on the validation images under the training PGD."""
-        return accuracies(self.model, self.validation_images, measuring_attack(self.run))
+        return accuracies(self.network, self.validation_images, measuring_attack(self.run))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue, as tensors and plain values."""
         return {
             **{name: getattr(self, name) for name in self.PLAIN},
             **{name: getattr(self, name).state_dict() for name in self.MODULES},
+            **({} if self.average is None else {"average": self.average.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -156,8 +208,15 @@ class Trainer:
             setattr(self, name, state[name])
         for name in self.MODULES:
             getattr(self, name).load_state_dict(state[name])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.sums = self.sums.to(self.device)
         self.defense_state = {name: tensor.to(self.device) for name, tensor in self.defense_state.items()}
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a network's weights and buffers, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def seed_everything(seed: int) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import pydantic
 from pydantic import Field
 
 from sat_core.fields import Count, Frozen, Natural
@@ -13,4 +16,14 @@ class Evaluation(Frozen):
     images: Count | None = Field(None, description="the first so many test images; all of them if absent")
     batch_size: Count = 512
     seed: Natural = 0
+    weights: list[Literal["best", "last"]] = Field(
+        ["best"], description="the epochs to judge: the selected one, and the last beside it (robust overfitting)"
+    )
     shards: Count = Field(1, description="how many jobs share the work; on a CPU the result does not depend on it")
+
+    @pydantic.field_validator("weights")
+    @classmethod
+    def _best_first(cls, weights: list[str]) -> list[str]:
+        if weights not in (["best"], ["best", "last"]):
+            raise ValueError(f"[best] or [best, last] is expected, not {weights}")
+        return weights

@@ -7,18 +7,38 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from sat_core.fields import Count, Frozen, Natural, Number, Positive
+from sat_core.fields import Count, Frozen, Natural, Number, Positive, When, at
+
+
+class AWP(Frozen):
+    """Adversarial weight perturbation (Wu et al. 2020): the loss is taken where it is highest near the weights."""
+
+    gamma: Positive = Field(0.005, description="how far each layer moves, in norms of its weights")
+    warm_up: When = Field(0, description="the epoch, or share of the training, from which on")
 
 
 class Training(Frozen):
-    """SGD with momentum; the learning rate is divided by 10 at the start of each milestone epoch."""
+    """Optimiser, learning rate and what becomes of the weights. Epochs count from 0, or are shares such as 0.6."""
 
     epochs: Count
     batch_size: Count = 128
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Positive
-    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="of SGD; of Adam, its first beta")
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
-    milestones: list[Count] = Field([], description="epochs (counted from 0) at which lr is divided by 10")
+    schedule: Literal["steps", "cosine", "linear", "one-cycle"] = Field(
+        "steps", description="of lr: divided by 10 at each milestone; to 0 along a cosine or a line; up and down once"
+    )
+    milestones: list[When] = Field([], description="epochs at which `steps` divides lr by 10")
+    warm_up: When = Field(0, description="lr rises in a line until then; of `one-cycle` the rise, 0.3 if not given")
+    schedule_per: Literal["epoch", "step"] = Field("epoch", description="how often lr changes; `one-cycle`: each step")
+    clip: Positive | None = Field(None, description="the most that the gradient's norm may be")
+    average: Literal["ema", "swa"] | None = Field(
+        None, description="judge averaged weights: exponentially over steps, or evenly over epochs"
+    )
+    average_decay: Annotated[Number, Field(gt=0, lt=1)] = Field(0.995, description="of `ema`, a step")
+    average_from: When = Field(0, description="the epoch from which on weights are averaged")
+    awp: AWP | None = Field(None, description="adversarial weight perturbation, with any defense: {gamma, warm_up}")
     augmentation: list[Literal["crop", "flip", "affine", "brightness", "resized_crop"]] = []
     precision: Literal["float32", "bfloat16", "tf32"] = Field(
         "float32", description="of the layers in training and its attacks; evaluation is always in float32"
@@ -29,13 +49,19 @@ class Training(Frozen):
 
     @pydantic.model_validator(mode="after")
     def _milestones_within(self) -> Training:
-        if self.milestones != sorted(set(self.milestones)) or any(m >= self.epochs for m in self.milestones):
+        found = self.milestone_epochs
+        if found != sorted(set(found)) or any(epoch >= self.epochs for epoch in found):
             raise ValueError(f"milestones {self.milestones} must increase and lie below epochs ({self.epochs})")
+        if self.milestones and self.schedule != "steps":
+            raise ValueError(f"milestones {self.milestones} belong to schedule: steps, not {self.schedule}")
+        if at(self.warm_up, self.epochs) >= self.epochs:
+            raise ValueError(f"warm_up {self.warm_up} must end before the last epoch ({self.epochs - 1})")
         return self
 
-    def learning_rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
-        return self.lr / 10 ** sum(epoch >= milestone for milestone in self.milestones)
+    @property
+    def milestone_epochs(self) -> list[int]:
+        """The milestones as epochs."""
+        return [at(when, self.epochs) for when in self.milestones]
 
     @property
     def snapshot_epochs(self) -> range:
