@@ -39,6 +39,7 @@ def results(study: Study, table: Table) -> pd.DataFrame:
         *ADDRESS,
         *AFTER,
         *(f"seconds_{attack}" for attack in SECONDS.values()),
+        *LAST,
         "n",
         "trivial",
         "device",
