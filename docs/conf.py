@@ -27,6 +27,7 @@ myst_enable_extensions = ["attrs_block"]
 myst_heading_anchors = 3
 
 default_role = "code"
+smartquotes = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_use_admonition_for_examples = False

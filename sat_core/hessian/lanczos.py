@@ -37,9 +37,9 @@ class Krylov:
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """The largest eigenvalues, descending; ``vectors`` (count, P) of norm 1; ``residuals``: ||H v - lambda v||.
+    """The largest eigenvalues, descending; ``vectors`` (count, P) of norm 1; ``residuals``: ``||H v - lambda v||``.
 
-    Some eigenvalue of H lies within the residual of each value; near it, the error is about residual^2 / gap.
+    Some eigenvalue of H lies within the residual of each value; near it, the error is about ``residual^2 / gap``.
     """
 
     values: list[float]

@@ -1,4 +1,4 @@
-"""Networks by name: the file ``<name>.py`` in this folder holds a function of that name, with _ for -.
+"""Networks by name: the file ``<name>.py`` in this folder holds a function of that name, with ``_`` for ``-``.
 
 It takes (image, classes), image being (channels, height, width), and returns a module that maps float32 (N, C, H, W),
 normalised, to logits (N, classes); ValueError where it does not fit. :func:`build` adds the normalisation, so that
