@@ -62,7 +62,7 @@ lint: $(READY)  ## check style, formatting, types, the order of the wings, and t
 
 docs: $(READY)  ## build the site, docs/_build/html; a warning is an error
 	$(UV) sync --locked --quiet --inexact --extra workflow --group docs
-	python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	python -m sphinx -W --keep-going -n -q -b html -d docs/_build/doctrees docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 format: $(READY)  ## apply the formatters
