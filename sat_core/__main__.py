@@ -7,9 +7,11 @@ import io
 import logging
 import math
 import re
+import signal
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from sat_core.errors import ConfigError, Hopeless, Interrupted, unknown
 from sat_core.report.kinds import FIGURES
@@ -86,30 +88,50 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C; training does better, and saves first
+        signal.signal(number, _stop)
     try:
         study = Study(options.study)
+        if options.verb not in ("check", "plan"):
+            folder.claim(study)
+        run = study.run(options.run) if getattr(options, "run", None) else None
         try:
             dispatch(options, study)
-        except Hopeless as error:
-            folder.give_up(study.run(options.run), options.verb, error)
-            raise
-        except Interrupted:
-            folder.count_interruption(study.run(options.run))
-            raise
+        except Exception as error:
+            if run is None:
+                raise
+            if isinstance(error, Interrupted):
+                folder.count_interruption(run)
+            if out_of_memory(error) and "CUDA" in str(error):
+                error = Hopeless(out_of_memory(error, options.verb))
+            if isinstance(error, Hopeless):
+                folder.give_up(run, options.verb, error)
+            raise error from None
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt) as error:
-        what = str(error) or "what was finished is kept; run the same again to go on"
+        what = str(error) or "SIGINT: what was finished is kept; run the same again to go on"
         print(f"interrupted: {what}", file=sys.stderr)
         return TEMPFAIL
     except (MemoryError, RuntimeError) as error:
-        if not re.search("out of memory|can't allocate memory", f"{type(error).__name__} {error}".lower()):
+        if not out_of_memory(error):
             raise
-        part = {"train": "training", "evaluate": "evaluation"}.get(options.verb, "curvature")
-        print(f"error: out of memory; lower {part}.batch_size", file=sys.stderr)
+        print(f"error: {out_of_memory(error, options.verb)}", file=sys.stderr)
         return 2
     return 0
+
+
+def out_of_memory(error: Exception, verb: str = "") -> str:
+    """What to do about an error, if it says that there was too little memory; else ""."""
+    if not re.search("out of memory|can't allocate memory|alloc_failed", f"{type(error).__name__} {error}".lower()):
+        return ""
+    part = {"train": "training", "evaluate": "evaluation"}.get(verb, "curvature")
+    return f"out of memory; lower {part}.batch_size"
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    raise Interrupted(f"{signal.Signals(number).name}: what was finished is kept; run the same again to go on")
 
 
 def done(run: Run, stage: str) -> bool:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sat_core.fields import Frozen, Natural, Number
+from sat_core.fields import Frozen, Number, When, at
 
 
 def probability_gap(logits: Tensor, y: Tensor) -> Tensor:
@@ -192,14 +192,20 @@ def _wide(values: Tensor) -> Tensor:
 class Curriculum(Frozen):
     """lambda as a function of the epoch, from ``start`` to ``stop``.
 
-    ``steps``: one equal jump towards ``stop`` at the beginning of each epoch in ``epochs``;
-    ``linear``: ``epochs`` are the first and the last epoch of a straight line. Epochs count from 0.
+    ``steps``: one equal jump towards ``stop`` at the beginning of each epoch in ``epochs``; ``linear``: it rises with
+    each epoch from the first of ``epochs`` on, and has arrived in the one before the second. As the authors' earlier
+    code counts: with [30, 70] and stop 0.4 lambda is 0.01 in epoch 30 and 0.4 in epoch 69. Epochs count from 0, or are
+    shares of the training.
     """
 
     kind: Literal["steps", "linear"]
-    epochs: list[Natural] = Field(min_length=1)
+    epochs: list[When] = Field(min_length=1)
     start: Number = 0.0
     stop: Number = 1.0
+
+    def resolved(self, epochs: int) -> Curriculum:
+        """With epochs in the place of shares of a training of so many."""
+        return self.model_copy(update={"epochs": [at(when, epochs) for when in self.epochs]})
 
     def check(self, epochs: int, low: float, high: float) -> None:
         """Raise ValueError unless the epochs increase and lie within ``epochs``, and lambda within [low, high]."""
@@ -207,14 +213,14 @@ class Curriculum(Frozen):
             raise ValueError(f"curriculum.epochs {self.epochs} must increase")
         if self.kind == "linear" and len(self.epochs) != 2:
             raise ValueError(f"a linear curriculum takes two epochs, first and last, not {self.epochs}")
-        if self.epochs[-1] >= epochs:
+        if self.epochs[-1] >= epochs + (self.kind == "linear"):
             raise ValueError(f"curriculum.epochs {self.epochs} reach beyond the last epoch ({epochs - 1})")
         for name, value in (("start", self.start), ("stop", self.stop)):
             if not low <= value <= high:
                 raise ValueError(f"curriculum.{name} {value} is outside the range of this difficulty, {low}..{high}")
 
     def __call__(self, epoch: int) -> float:
-        """lambda of an epoch, counted from 0.
+        """lambda of an epoch, counted from 0. Shares of the training must be :meth:`resolved` before.
 
         Example:
             >>> from sat_core import Curriculum
@@ -222,12 +228,14 @@ class Curriculum(Frozen):
             >>> [round(steps(epoch), 2) for epoch in (0, 30, 45, 60)]
             [0.0, 0.33, 0.67, 1.0]
             >>> line = Curriculum(kind="linear", epochs=[30, 70], stop=0.4)  # and for CIFAR-10
-            >>> [line(epoch) for epoch in (0, 50, 99)]
-            [0.0, 0.2, 0.4]
+            >>> [round(line(epoch), 2) for epoch in (0, 30, 69, 99)]
+            [0.0, 0.01, 0.4, 0.4]
+            >>> Curriculum(kind="steps", epochs=[0.5]).resolved(100)(50)
+            1.0
         """
         if self.kind == "steps":
             done = sum(epoch >= e for e in self.epochs) / len(self.epochs)
         else:
             first, last = self.epochs
-            done = min(1.0, max(0.0, (epoch - first) / (last - first)))
+            done = min(1.0, max(0.0, (epoch + 1 - first) / (last - first)))
         return self.start + done * (self.stop - self.start)

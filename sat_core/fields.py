@@ -31,10 +31,35 @@ def _fraction(value: Any) -> Any:
     return _not_bool(value)
 
 
+def _when(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            raise ValueError(f"an epoch counts from 0, it cannot be {value}")
+        return value
+    share = _fraction(value)
+    if not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise ValueError("an epoch, a whole number from 0 on, or a share of the training in (0, 1] is expected")
+    return float(share)
+
+
+def at(when: int | float, epochs: int) -> int:
+    """The epoch, from 0, that a :data:`When` means in a training of so many ``epochs``.
+
+    Example:
+        >>> at(30, 100), at(0.6, 100), at(1.0, 8)
+        (30, 60, 8)
+    """
+    return when if isinstance(when, int) else round(when * epochs)
+
+
 Count = Annotated[int, Field(ge=1, strict=True)]
 Natural = Annotated[int, Field(ge=0, strict=True)]
 Number = Annotated[float, BeforeValidator(_fraction), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
+When = Annotated[
+    int | float, BeforeValidator(_when), pydantic.WithJsonSchema({"type": ["integer", "number", "string"]})
+]
+"""An epoch, counted from 0, or a share of the training: 0.6 or 3/5; see :func:`at`."""
 Name = Annotated[str, Field(strict=True, pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 

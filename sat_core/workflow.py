@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from sat_core.report import products
 from sat_core.report.kinds import FIGURES
 from sat_core.runs import folder
 from sat_core.runs.files import atomic
-from sat_core.study import Run, Study
+from sat_core.study import PACKAGE, Run, Study
 from sat_core.study.file import StudyFile
 from sat_core.study.fingerprint import changes, code
 from sat_core.study.reading import read_yaml
@@ -61,6 +61,7 @@ def check_once(study: Study) -> None:
     own = {name for run in study.runs for name in (f"defenses.{run.base}", f"models.{run.model.replace('-', '_')}")}
     checks = json.dumps(code("runs.check", *sorted(own)))
     known = [metadata.version("torch"), checks, *(run.model_dump_json() for run in study.runs)]
+    folder.claim(study)
     text = hashlib.sha256("\n".join(known).encode()).hexdigest()
     record = study.folder / ".checked"
     if not record.exists() or record.read_text() != text:
@@ -74,6 +75,7 @@ def check_once(study: Study) -> None:
 def site(config: Mapping[str, Any], key: str, default: T) -> T:
     """A setting of the machine, of the type of ``default``."""
     value = config.get(key, default)
+    value = "" if value is None and default == SITE["gres"] else value  # `gres=`: none is asked for
     if type(value) is not type(default):
         raise ConfigError(f"config: {key}: a value like {default!r} is expected, not {value!r}")
     return value
@@ -122,12 +124,9 @@ def stale(study: Study) -> dict[str, str]:
     return found
 
 
-def to_redo(study: Study, wanted: Iterable[str]) -> set[str]:
-    """The stale files that Snakemake has to be told of, after saying why; ``wanted``: targets that a user has named."""
-    wanted, runs = list(wanted), f"{study.folder}/runs/"
+def to_redo(study: Study) -> set[str]:
+    """The stale files, after saying in a line each why they are."""
     found = stale(study)
-    if wanted and all(name.startswith(runs) for name in wanted):
-        found = {path: why for path, why in found.items() if any(str(Path(path).parent) in name for name in wanted)}
     for why in found.values():
         log.warning(why)
     return set(found)
@@ -159,8 +158,26 @@ def asked_for(run: Run, setting: str, attempt: int, most: int) -> int:
     return min(max(attempt - folder.interruptions(run), 1) * getattr(resources, setting), most)
 
 
+def shard_files(run: Run) -> list[str]:
+    """What the evaluation waits for; with one shard it does all the work itself."""
+    n = run.evaluation.shards
+    return [f"{run.folder}/shards/{i}-of-{n}" for i in range(1, n + 1)] if n > 1 else []
+
+
+def sharing(run: Run) -> str | None:
+    """Small runs are trained and judged by several in one allocation; a large one has each of its jobs alone."""
+    resources = run.resources
+    return f"share{resources.runs_per_gpu}" if resources.gpus and resources.runs_per_gpu > 1 else None
+
+
 def use_this_python() -> None:
-    """Let the rules' `python` be the one that runs Snakemake, also where its environment is not activated."""
+    """Let the rules' `python` be the one that runs Snakemake, also where its environment is not activated.
+
+    And let its sat_core be this one, where that is a checkout: a conda environment has the packages, not the project.
+    """
+    checkout = PACKAGE.parent
+    if (checkout / "pyproject.toml").exists():
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
     mine = str(Path(sys.executable).parent)
     if Path(shutil.which("python") or "").parent != Path(mine):
         os.environ["PATH"] = f"{mine}{os.pathsep}{os.environ.get('PATH', '')}"

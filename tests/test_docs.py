@@ -24,7 +24,7 @@ from sat_core.study import Study
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/loop.md", "docs/tutorial.md")
 MODULES = (
-    *("attacks", "difficulty", "judge", "defenses", "models"),
+    *("fields", "attacks", "difficulty", "judge", "defenses", "models"),
     *("hessian", "hessian.objective", "hessian.planes"),
 )
 RESULTS = {"Perturbation", "Verdict"}

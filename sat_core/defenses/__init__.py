@@ -47,8 +47,12 @@ class Defense(Frozen):
     looks_inside: ClassVar[bool] = False
     """Whether it hooks the network's layers, which a compiled network hides."""
 
+    def resolved(self, epochs: int) -> Defense:
+        """With epochs in the place of shares of a training of so many."""
+        return self
+
     def check(self, epochs: int) -> None:
-        """Raise ValueError if the options do not fit a training of so many epochs."""
+        """Raise ValueError if the options, resolved, do not fit a training of so many epochs."""
 
     def curriculum_value(self, epoch: int) -> float | None:
         """The limit of this epoch (lambda), for the records; None where there is no curriculum."""
@@ -77,6 +81,9 @@ class SelfPaced(Defense):
 
     curriculum: Curriculum
     difficulty_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    def resolved(self, epochs: int) -> Defense:
+        return self.model_copy(update={"curriculum": self.curriculum.resolved(epochs)})
 
     def check(self, epochs: int) -> None:
         self.curriculum.check(epochs, *self.difficulty_range)
@@ -119,14 +126,14 @@ def build(name: str, options: dict[str, Any], epochs: int) -> Defense:
 
     Example:
         >>> from sat_core import defenses
-        >>> psat = defenses.build("psat", {"curriculum": {"kind": "linear", "epochs": [0, 9]}}, epochs=10)
+        >>> psat = defenses.build("psat", {"curriculum": {"kind": "linear", "epochs": [0, 10]}}, epochs=10)
         >>> psat.curriculum_value(0), psat.curriculum_value(9)
-        (0.0, 1.0)
+        (0.1, 1.0)
         >>> defenses.build("madry", {"beta": 6}, epochs=10)
         Traceback (most recent call last):
         sat_core.errors.ConfigError: options of defense 'madry': unknown key 'beta' (allowed: none)
     """
-    defense = parse(find(name), options, f"options of defense '{name}'")
+    defense: Defense = parse(find(name), options, f"options of defense '{name}'").resolved(epochs)
     try:
         defense.check(epochs)
     except ValueError as error:

@@ -5,18 +5,21 @@ from torch import Tensor
 
 from sat_core.attacks import Iterate, Perturbation, cross_entropy, uniform_start
 from sat_core.defenses import Batch, Defense
-from sat_core.fields import Count, Positive
+from sat_core.fields import Positive, When, at
 
 
 class Dynamic(Defense):
     """A sample stops when ``FOSC <= c_t = max(0, c_max (1 - t / horizon))``: late epochs ask for full convergence."""
 
     c_max: Positive = 0.5
-    horizon: Count = Field(description="the epoch T' from which c_t is 0")
+    horizon: When = Field(description="the epoch T' from which c_t is 0")
+
+    def resolved(self, epochs: int) -> Defense:
+        return self.model_copy(update={"horizon": at(self.horizon, epochs)})
 
     def check(self, epochs: int) -> None:
-        if self.horizon > epochs:
-            raise ValueError(f"horizon {self.horizon} lies beyond the last epoch ({epochs - 1})")
+        if not 0 < self.horizon <= epochs:
+            raise ValueError(f"horizon {self.horizon} is not in 1..{epochs}")
 
     def curriculum_value(self, epoch: int) -> float:
         return max(0.0, self.c_max * (1 - epoch / self.horizon))

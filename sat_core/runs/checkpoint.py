@@ -112,8 +112,14 @@ def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load weights into ``model``; raises ConfigError if the file is missing, damaged or of another network."""
+    """Load weights into ``model``; raises ConfigError if the file is missing, damaged, not finite or another network's.
+
+    Judged or measured, weights of NaN would pass for a network that is always wrong.
+    """
     try:
-        model.load_state_dict(load_file(path))
+        weights = load_file(path)
+        if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+            raise ConfigError(f"{path}: {bad[0]} holds numbers that are not finite; the training has diverged")
+        model.load_state_dict(weights)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ConfigError(f"{path}: cannot be loaded as this run's weights: {' '.join(str(error).split())}") from None

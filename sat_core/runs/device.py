@@ -6,8 +6,10 @@ import contextlib
 import ctypes
 import os
 import resource
+import tempfile
 from pathlib import Path
 
+import filelock
 import torch
 
 from sat_core.errors import ConfigError
@@ -15,12 +17,14 @@ from sat_core.study import Run
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
+HELD: list[filelock.BaseFileLock] = []
+"""The GPU that this process has taken; freed when it ends, whatever ends it."""
 DRIVER = Path("/dev/nvidiactl")
 """There where NVIDIA's driver is."""
 
 
 def take_device(run: Run) -> torch.device:
-    """Make this process ready to compute for ``run``: the first GPU that it may see, else the run's CPU threads.
+    """Make this process ready to compute for ``run``: a GPU that it may see, else the run's CPU threads.
 
     Raises ConfigError where the process was given a GPU by name that torch cannot use, rather than be slow for days.
     """
@@ -30,6 +34,7 @@ def take_device(run: Run) -> torch.device:
         return torch.device("cpu")
     if torch.cuda.is_available():
         torch.backends.cudnn.deterministic = True
+        torch.cuda.set_device(free_gpu(torch.cuda.device_count()))
         return torch.device("cuda")
     if os.environ.get("CUDA_VISIBLE_DEVICES") and DRIVER.exists():
         raise ConfigError(
@@ -37,6 +42,26 @@ def take_device(run: Run) -> torch.device:
             f"{torch.version.cuda} (nvidia-smi shows both); to go on without a GPU, set resources: {{gpus: 0}}"
         )
     return torch.device("cpu")
+
+
+def free_gpu(count: int) -> int:
+    """One of ``count`` GPUs: that which the fewest processes of this machine have taken so. It is held until the end.
+
+    GPUs go by what CUDA_VISIBLE_DEVICES calls them, so that processes that see different ones do not mix them up.
+    """
+    if count <= 1:
+        return 0
+    names = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))).split(",")
+    place = Path(tempfile.gettempdir(), f"sat-core-gpus-{os.getuid()}")
+    place.mkdir(exist_ok=True)
+    for turn in range(10_000):
+        for i, name in enumerate(names[:count]):
+            lock = filelock.FileLock(place / f"{name}.{turn}")
+            with contextlib.suppress(filelock.Timeout):
+                lock.acquire(blocking=False)
+                HELD.append(lock)
+                return i
+    return 0
 
 
 def keep_freed_memory() -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sat_core.errors import ConfigError, Hopeless
 from sat_core.runs.files import atomic, checksum, make_folder, read_json, verify, write_json
-from sat_core.study import Run
+from sat_core.study import Run, Study
 from sat_core.study.fingerprint import changes, environment, git_commit, made_of
 
 if TYPE_CHECKING:
@@ -233,6 +233,20 @@ def data_record(run: Run) -> dict[str, Any] | None:
     """What is known of the prepared images: for each part counts and a checksum; None before they are prepared."""
     path = data_file(run).with_suffix(".json")
     return read_json(path) if path.exists() else None
+
+
+def claim(study: Study) -> None:
+    """Make the study's results its own; raises ConfigError where they are those of another file of the same name."""
+    path = study.folder / ".study"
+    here = Path(os.path.relpath(study.path)).as_posix()
+    other = path.read_text(encoding="utf-8") if path.exists() else here
+    if other != here and Path(other).exists():
+        raise ConfigError(
+            f"{study.folder} holds the results of {other}; {here} has the same name, so give one of the two another"
+        )
+    if not path.exists() or other != here:
+        with atomic(path) as file:
+            file.write(here)
 
 
 def accept(run: Run) -> list[str]:

@@ -80,6 +80,8 @@ class Trainer:
     def finish_epoch(self) -> None:
         """After the last step: validate, keep the weights if they are the best, and add a row to the history."""
         began = time.perf_counter()
+        if not all(bool(weights.isfinite().all()) for weights in self.model.parameters()):
+            raise Hopeless(self.diverged("a weight is not finite"))
         clean, robust = self.validate()
         loss, steps, stopped = (self.sums / len(self.train_images)).tolist()
         self.history.append(
@@ -122,16 +124,20 @@ class Trainer:
         self.optimizer.zero_grad()
         loss = self.defense.outer_loss(batch, found)
         if not torch.isfinite(loss):
-            raise Hopeless(
-                f"training diverged: the loss of {self.run.id.path} is {loss.item()} in epoch {self.epoch + 1}, step "
-                f"{self.step_count + 1}, at learning rate {self.optimizer.param_groups[0]['lr']:g}, defense "
-                f"{self.run.defense}; the last checkpoint is kept; lower training.lr"
-            )
+            raise Hopeless(self.diverged(f"the loss is {loss.item()}"))
         loss.backward()
         self.optimizer.step()
         attacked = self.defense.selects_on == "robust"  # where nothing is attacked, nothing is stopped
         stopped = attacked * (found.steps < self.attack.steps).sum()
         return torch.stack([loss.detach() * len(y), found.steps.sum(), stopped])
+
+    def diverged(self, how: str) -> str:
+        """The sentence for a training that has come to nothing."""
+        return (
+            f"training diverged: {how} in {self.run.id.path}, epoch {self.epoch + 1}, step {self.step_count + 1}, at "
+            f"learning rate {self.optimizer.param_groups[0]['lr']:g}, defense {self.run.defense}; the last checkpoint "
+            "is kept; lower training.lr"
+        )
 
     def validate(self) -> tuple[float, float]:
         """Clean and robust accuracy, in [0, 1], on the validation images under the training PGD."""

@@ -11,6 +11,29 @@ from snakemake.exceptions import WorkflowError
 from snakemake.jobs import Job
 from snakemake.settings.types import DeploymentMethod, RerunTrigger
 
+try:
+    from sat_core import workflow as sat
+    from sat_core.errors import ConfigError
+    from sat_core.report.kinds import FIGURES
+    from sat_core.study.file import PARTS
+except ImportError as error:
+    if "--lint" not in sys.argv:  # which needs the rules only, and works where nothing but Snakemake is
+        raise WorkflowError(
+            f"{sys.executable}, which runs Snakemake, lacks {error.name}: type `make setup` and `. .venv/bin/activate` "
+            "first, or install sat-core[workflow] there"
+        )
+    ConfigError, sat = ValueError, None
+    STUDY, STUDY_FILE, RESULTS, TABLES, PARTS, FIGURES = None, "config/study.yaml", "results/study", [], ("",), {}
+    GRES, MAX_MINUTES, MAX_MEM_MB = "", 0, 0
+
+
+def told(function, *arguments):
+    """What a user can mend is one sentence, without a traceback."""
+    try:
+        return function(*arguments)
+    except ConfigError as error:
+        raise WorkflowError(str(error))
+
 
 def do_without_conda():
     """A profile that asks for conda also works where there is none, in the Python that runs Snakemake, and says so."""
@@ -20,41 +43,27 @@ def do_without_conda():
         logger.warning(f"conda is not on PATH: the rules run in {sys.prefix}, which `make setup` made from uv.lock.")
 
 
-try:
-    from sat_core import workflow as sat
-    from sat_core.errors import ConfigError
-    from sat_core.report.kinds import FIGURES
-    from sat_core.study.file import PARTS
-except ImportError as error:
-    if workflow.dag_settings is not None:  # linting needs the rules only, and works where nothing but Snakemake is
-        raise WorkflowError(
-            f"{sys.executable}, which runs Snakemake, lacks {error.name}: type `make setup` and `. .venv/bin/activate` "
-            "first, or install sat-core[workflow] there"
-        )
-    STUDY_FILE, RESULTS, TABLES, TARGETS, PARTS, FIGURES = "config/study.yaml", "results/study", [], [], ("",), {}
-    GRES, MAX_MINUTES, MAX_MEM_MB = "", 0, 0
-else:
+@cache
+def study():
+    """The study; the first to ask, while Snakemake finds out what has to be done, tells it what is out of date."""
+    if workflow.is_main_process:
+        if workflow.dag_settings.rerun_triggers == RerunTrigger.all():
+            workflow.dag_settings.rerun_triggers = frozenset()  # times of files say nothing, their records do
+        workflow.dag.forcefiles.update(told(sat.to_redo, STUDY))
+    elif workflow.execution_settings is not None:
+        workflow.execution_settings.keep_going = True  # within an allocation, too: one run's failure costs no other's
+    return STUDY
 
-    def told(function, *arguments):
-        """What a user can mend is one sentence, without a traceback."""
-        try:
-            return function(*arguments)
-        except ConfigError as error:
-            raise WorkflowError(str(error))
 
+if sat:
     STUDY = told(sat.open_study, workflow.configfiles, config)
-    STUDY_FILE, RESULTS, TABLES, TARGETS = STUDY.path, str(STUDY.folder), list(STUDY.file.tables), sat.targets(STUDY)
+    STUDY_FILE, RESULTS, TABLES = STUDY.path, str(STUDY.folder), list(STUDY.file.tables)
     GRES, MAX_MINUTES, MAX_MEM_MB = (told(sat.site, config, key, default) for key, default in sat.SITE.items())
     told(sat.refuse_pin_files, Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1] / "envs")
     sat.use_this_python()
-    if workflow.dag_settings is not None and workflow.dag_settings.rerun_triggers == RerunTrigger.all():
-        workflow.dag_settings.rerun_triggers = frozenset()  # times of files say nothing: sat.stale asks their records
     if workflow.is_main_process:
         told(sat.check_once, STUDY)
         do_without_conda()
-        if workflow.dag_settings is not None:
-            again = told(sat.to_redo, STUDY, workflow.dag_settings.targets)
-            workflow.dag_settings.forcerun = {*workflow.dag_settings.forcerun, *again}
         Job.restart_times = property(
             lambda job: sat.restarts(STUDY, job.rule.name, job.wildcards_dict.get("run"), job.rule.restart_times)
         )
@@ -74,7 +83,7 @@ wildcard_constraints:
 
 @cache
 def run_at(path):
-    return STUDY.run(path)
+    return study().run(path)
 
 
 def of_run(function):
@@ -95,23 +104,6 @@ def of_attempt(setting, most):
 
     asked.__signature__ = inspect.signature(asked)
     return asked
-
-
-def gpus(run):
-    """As a text, because the jobs of a group share a text where they would add up a number."""
-    return GRES if run.resources.gpus else ""
-
-
-def shard_files(run):
-    """With one shard the evaluation does all the work itself."""
-    n = run.evaluation.shards
-    return [f"{run.folder}/shards/{i}-of-{n}" for i in range(1, n + 1)] if n > 1 else []
-
-
-def sharing(run):
-    """Small runs are trained and judged by several in one allocation; a large one has each of its jobs alone."""
-    resources = run.resources
-    return f"share{resources.runs_per_gpu}" if resources.gpus and resources.runs_per_gpu > 1 else None
 
 
 def report_of_what_there_is():

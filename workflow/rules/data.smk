@@ -1,4 +1,6 @@
 rule data:
+    input:
+        lambda wildcards: study() and [],
     output:
         f"{RESULTS}/data/{{dataset}}.json",
         f"{RESULTS}/data/{{dataset}}.safetensors",
@@ -14,4 +16,4 @@ rule data:
     message:
         "data of {wildcards.dataset}"
     shell:
-        "exec python -m sat_core data --study {params.study:q} --dataset {wildcards.dataset:q} > {log:q} 2>&1"
+        "exec python -P -m sat_core data --study {params.study:q} --dataset {wildcards.dataset:q} > {log:q} 2>&1"

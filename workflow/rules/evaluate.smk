@@ -9,20 +9,20 @@ rule evaluate_shard:
     benchmark:
         f"{RESULTS}/benchmarks/evaluate/{{run}}-{{shard}}.tsv"
     group:
-        of_run(sharing)
+        of_run(lambda run: sat.sharing(run))
     conda:
         "../../envs/sat-core.yaml"
     threads: of_run(lambda run: run.resources.threads)
     resources:
         mem_mb=of_attempt("mem_mb", MAX_MEM_MB),
         runtime=of_attempt("evaluate_minutes", MAX_MINUTES),
-        gres=of_run(gpus),
+        gres=of_run(lambda run: GRES if run.resources.gpus else ""),  # a text: jobs of a group would add up a number
     params:
         study=STUDY_FILE,
     message:
         "AutoAttack on {wildcards.run}, shard {wildcards.shard}"
     shell:
-        "exec python -m sat_core evaluate --study {params.study:q} --run {wildcards.run:q} --shard {wildcards.shard:q}"
+        "exec python -P -m sat_core evaluate --study {params.study:q} --run {wildcards.run:q} --shard {wildcards.shard:q}"
         " > {log:q} 2>&1"
 
 
@@ -30,7 +30,7 @@ rule evaluate:
     input:
         f"{RUN}/run.json",
         f"{RUN}/model.safetensors",
-        of_run(shard_files),
+        of_run(lambda run: sat.shard_files(run)),
     output:
         f"{RUN}/autoattack.csv",
         f"{RUN}/autoattack.json",
@@ -40,17 +40,17 @@ rule evaluate:
     benchmark:
         f"{RESULTS}/benchmarks/evaluate/{{run}}.tsv"
     group:
-        of_run(sharing)
+        of_run(lambda run: sat.sharing(run))
     conda:
         "../../envs/sat-core.yaml"
     threads: of_run(lambda run: run.resources.threads)
     resources:
         mem_mb=of_attempt("mem_mb", MAX_MEM_MB),
         runtime=of_attempt("evaluate_minutes", MAX_MINUTES),
-        gres=of_run(gpus),
+        gres=of_run(lambda run: GRES if run.resources.gpus else ""),  # a text: jobs of a group would add up a number
     params:
         study=STUDY_FILE,
     message:
         "AutoAttack on {wildcards.run}"
     shell:
-        "exec python -m sat_core evaluate --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"
+        "exec python -P -m sat_core evaluate --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"

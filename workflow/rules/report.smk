@@ -1,6 +1,6 @@
 rule table:
     input:
-        lambda wildcards: sat.results_of(STUDY, wildcards.table, "train", "evaluate"),
+        lambda wildcards: sat.results_of(study(), wildcards.table, "train", "evaluate"),
     output:
         [f"{RESULTS}/tables/{{table}}{part}{suffix}" for part in PARTS for suffix in (".md", ".csv", ".tex")],
         [
@@ -24,12 +24,12 @@ rule table:
     message:
         "table {wildcards.table}"
     shell:
-        "exec python -m sat_core table --study {params.study:q} --table {wildcards.table:q} > {log:q} 2>&1"
+        "exec python -P -m sat_core table --study {params.study:q} --table {wildcards.table:q} > {log:q} 2>&1"
 
 
 rule figure:
     input:
-        lambda wildcards: sat.drawn_from(STUDY, wildcards.table, wildcards.kind),
+        lambda wildcards: sat.drawn_from(study(), wildcards.table, wildcards.kind),
     output:
         report(
             f"{RESULTS}/figures/{{table}}-{{kind}}.png",
@@ -51,13 +51,13 @@ rule figure:
     message:
         "figure {wildcards.kind} of {wildcards.table}"
     shell:
-        "exec python -m sat_core figure --study {params.study:q} --table {wildcards.table:q} --kind {wildcards.kind:q}"
+        "exec python -P -m sat_core figure --study {params.study:q} --table {wildcards.table:q} --kind {wildcards.kind:q}"
         " > {log:q} 2>&1"
 
 
 rule report:
     input:
-        TARGETS,
+        lambda wildcards: sat.targets(study()),
     output:
         report(f"{RESULTS}/report.html", caption="../report/report.rst", category="Report"),
     log:
@@ -72,4 +72,4 @@ rule report:
     message:
         "report"
     shell:
-        "exec python -m sat_core report --study {params.study:q} > {log:q} 2>&1"
+        "exec python -P -m sat_core report --study {params.study:q} > {log:q} 2>&1"

@@ -11,17 +11,17 @@ rule train:
         f"{RESULTS}/benchmarks/train/{{run}}.tsv"
     priority: 1  # the longest jobs first: else one of them may be left alone at the end
     group:
-        of_run(sharing)
+        of_run(lambda run: sat.sharing(run))
     conda:
         "../../envs/sat-core.yaml"
     threads: of_run(lambda run: run.resources.threads)
     resources:
         mem_mb=of_attempt("mem_mb", MAX_MEM_MB),
         runtime=of_attempt("train_minutes", MAX_MINUTES),
-        gres=of_run(gpus),
+        gres=of_run(lambda run: GRES if run.resources.gpus else ""),  # a text: jobs of a group would add up a number
     params:
         study=STUDY_FILE,
     message:
         "train {wildcards.run}"
     shell:
-        "exec python -m sat_core train --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"
+        "exec python -P -m sat_core train --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"
