@@ -1,7 +1,7 @@
 """Self-paced adversarial training (SAT): train, attack, judge, and rebuild the paper's tables.
 
 Reading order: :mod:`sat_core.attacks` (PGD with a stopping rule), :mod:`sat_core.difficulty` (psi and the
-curriculum), :mod:`sat_core.defenses` (one file a method), :mod:`sat_core.hessian`, then :mod:`sat_core.runs`.
+curriculum), :mod:`sat_core.defenses` (one file a method), :mod:`sat_core.hessian`, then ``sat_core.runs``.
 Images are float32 NCHW in [0, 1] everywhere; epsilon is in the same (pixel) units; logits are (N, classes).
 
 The names in ``__all__`` are for everyone's own networks and loops; importing the package loads none of them, nor torch.

@@ -46,7 +46,7 @@ class Iterate:
 
     @cached_property
     def gradient(self) -> Tensor:
-        """Per-sample gradient of the inner loss in the pixels (n, C, H, W): that of the summed, not the mean, loss."""
+        """The gradient in the pixels (n, C, H, W) of each sample's own inner loss, thus of the sum, not of the mean."""
         return torch.autograd.grad(self._loss.sum(), self._leaf)[0]
 
 
@@ -60,9 +60,12 @@ StoppingRule = Callable[[Iterate], Tensor]
 class PGD:
     """The settings of an L_inf PGD in pixel units; calling it attacks a batch.
 
-    Raises ValueError unless epsilon is in (0, 1] and the step size positive.
+    ``epsilon`` in (0, 1], ``step_size`` above 0, ``steps`` 0 or more: else ValueError. ``batchnorm``: ``eval``, or
+    ``train`` for the statistics of the attacked batch itself; nothing is updated in either.
 
-    Example: Madry's attack, and P-SAT's, which stops a sample once the network is wrong about it by a margin.
+    Example:
+        Madry's attack, and P-SAT's, which stops a sample once the network is wrong about it by a margin.
+
         >>> import torch
         >>> from torch import nn
         >>> from sat_core import PGD, cross_entropy, probability_gap, uniform_start
@@ -108,11 +111,12 @@ class PGD:
     ) -> Perturbation:
         """Maximise ``loss`` over the ball of radius epsilon around ``x``, within [0, 1], from ``start``.
 
+        ``x`` and ``start`` (N, C, H, W), floating point; ``loss``: (logits (n, classes), rows (n,)) -> (n,).
         A sample that ``keep_going`` stops stays for good at the iterate it was stopped at or, with
         ``keep_last_allowed``, at the one before; it leaves the batch (on a GPU with 15 others) and costs nothing more,
         unless batch norm looks at the whole batch. ``epsilon`` and ``step_size`` stand in for the attack's own and may
         be per sample, (N, 1, 1, 1). Parameters are frozen meanwhile; the model comes back as it was: modes, buffers,
-        ``.grad``.
+        ``.grad``. Raises ValueError for images outside [0, 1] and for a loss that is not one value a sample.
         """
         check_images(x)
         if getattr(loss, "func", loss) is F.cross_entropy:
@@ -172,17 +176,48 @@ def check_images(x: Tensor) -> None:
 
 
 def uniform_start(x: Tensor, epsilon: Tensor | float) -> Tensor:
-    """x plus uniform noise in [-epsilon, epsilon], clamped to [0, 1]; drawn from torch's global RNG."""
+    """x plus uniform noise in [-epsilon, epsilon], clamped to [0, 1]; drawn from torch's global RNG.
+
+    ``x`` (N, C, H, W) in [0, 1]; ``epsilon`` in pixel units, a number or one a sample, (N, 1, 1, 1).
+
+    Example:
+        >>> import torch
+        >>> from sat_core import uniform_start
+        >>> start = uniform_start(torch.full((2, 1, 8, 8), 0.5), 0.1)
+        >>> bool((start - 0.5).abs().max() <= 0.1 + 1e-6)
+        True
+    """
     return (x + epsilon * (2 * torch.rand_like(x) - 1)).clamp_(0, 1)
 
 
 def cross_entropy(y: Tensor) -> InnerLoss:
-    """Cross entropy against labels int64 (N,)."""
+    """Cross entropy of each sample against labels int64 (N,), for the attack to maximise.
+
+    Example:
+        >>> import torch
+        >>> from sat_core import cross_entropy
+        >>> loss = cross_entropy(torch.tensor([3, 7]))
+        >>> loss(torch.zeros(1, 10), torch.tensor([1]))  # of sample 1 alone: ln 10
+        tensor([2.3026])
+    """
     return lambda logits, rows: F.cross_entropy(logits, y[rows], reduction="none")
 
 
 def while_correct(y: Tensor) -> StoppingRule:
-    """Stop a sample once it is misclassified: all that is needed to count robust accuracy."""
+    """Stop a sample once it is misclassified: all that is needed to count robust accuracy. ``y`` int64 (N,).
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sat_core import PGD, cross_entropy, while_correct
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.rand(8, 1, 8, 8)
+        >>> y = model(x).argmax(dim=1)
+        >>> attack = PGD(epsilon=0.3, step_size=0.1, steps=10)
+        >>> found = attack(model, x, cross_entropy(y), start=x, keep_going=while_correct(y))
+        >>> float((model(found.x).argmax(dim=1) == y).float().mean())
+        0.0
+    """
     return lambda iterate: iterate.logits.argmax(dim=1) == y[iterate.rows]
 
 
@@ -191,6 +226,16 @@ def frozen(model: nn.Module, batchnorm: Literal["eval", "train"] = "eval") -> It
     """Eval mode and parameters that need no gradient, for the length of the block; then all as before.
 
     With ``batchnorm="train"`` the batch norms use the batch's own statistics, and update nothing.
+
+    Example:
+        >>> from torch import nn
+        >>> from sat_core import frozen
+        >>> model = nn.Linear(2, 2)
+        >>> with frozen(model):
+        ...     model.training, model.weight.requires_grad
+        (False, False)
+        >>> model.training, model.weight.requires_grad
+        (True, True)
     """
     modules, parameters = list(model.modules()), list(model.parameters())
     modes = [(module, module.training, getattr(module, "track_running_stats", None)) for module in modules]

@@ -1,6 +1,6 @@
 """Difficulty psi and the curriculum lambda: SAT's constraint ``psi(x + delta) <= lambda``.
 
-psi of a sample is (N,); p is the softmax of the logits, r = p - onehot(y), S = diag(p) - p p^T.
+psi of a sample is (N,); p is the softmax of the logits, ``r = p - onehot(y)``, ``S = diag(p) - p p^T``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ def probability_gap(logits: Tensor, y: Tensor) -> Tensor:
     """psi_P of P-SAT: the largest wrong-class probability minus the true class's (paper, P-SAT).
 
     logits (N, classes), y int64 (N,) -> (N,) in [-1, 1]; above 0 exactly where the prediction is wrong.
+
+    Example:
+        >>> import torch
+        >>> from sat_core import probability_gap
+        >>> logits = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1]]).log()
+        >>> probability_gap(logits, torch.tensor([0, 0]))  # right by 0.2, wrong by 0.5
+        tensor([-0.2000,  0.5000])
     """
     p = logits.float().softmax(dim=1)
     true = p.gather(1, y[:, None])[:, 0]
@@ -30,7 +37,16 @@ def probability_gap(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def top_softmax_eigenvalue(logits: Tensor, iterations: int = 10) -> Tensor:
-    """lambda_max(S), (N,) in [0, 1/2], by power iteration from e_1 - e_2 of the two likeliest classes."""
+    """lambda_max(S), (N,) in [0, 1/2], by power iteration from e_1 - e_2 of the two likeliest classes.
+
+    logits (N, classes).
+
+    Example:
+        >>> import torch
+        >>> from sat_core import top_softmax_eigenvalue
+        >>> top_softmax_eigenvalue(torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log())  # two classes: 2 p (1 - p)
+        tensor([0.5000, 0.1800])
+    """
     p = logits.float().softmax(dim=1)
     first, second = p.topk(2, dim=1).indices.split(1, dim=1)
     v = torch.zeros_like(p).scatter_(1, first, 1.0).scatter_(1, second, -1.0)
@@ -40,15 +56,42 @@ def top_softmax_eigenvalue(logits: Tensor, iterations: int = 10) -> Tensor:
 
 
 def classifier_curvature(logits: Tensor, features: Tensor) -> Tensor:
-    """The top eigenvalue of the loss Hessian's block of the last linear layer, (N,): lambda_max(S) (|h|^2 + 1).
+    """The top eigenvalue of the loss Hessian's block of the last linear layer: ``lambda_max(S) (|h|^2 + 1)``.
 
-    features h: (N, d), the last layer's input. Exact for that block, hence a lower bound of the whole Hessian's.
+    logits (N, classes), features h (N, d), the last layer's input -> (N,), 0 or more. Exact for that block, hence a
+    lower bound of the whole Hessian's. The 1 is the layer's bias.
+
+    Example:
+        >>> import torch
+        >>> from sat_core import classifier_curvature
+        >>> h = torch.tensor([[3.0, 4.0]])
+        >>> round(float(classifier_curvature(torch.zeros(1, 2), h)), 3)  # 1/2 (25 + 1)
+        13.0
     """
     return top_softmax_eigenvalue(logits) * (features.flatten(1).square().sum(dim=1) + 1)
 
 
 def gauss_newton_curvature(logits: Tensor, y: Tensor, gradient_norm_squared: Tensor) -> Tensor:
-    """lambda_max(S) |g|^2 / |r|^2, (N,): the Gauss-Newton curvature along each sample's own parameter gradient g."""
+    """The Gauss-Newton curvature along each sample's own parameter gradient g: ``lambda_max(S) |g|^2 / |r|^2``.
+
+    logits (N, classes), y int64 (N,), gradient_norm_squared (N,) -> (N,), 0 or more. :func:`capture` has ``|g|^2``.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torch.nn.functional import cross_entropy
+        >>> from sat_core import classifier_curvature, gauss_newton_curvature
+        >>> from sat_core.difficulty import capture, parametric_layers
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+        >>> with capture(*parametric_layers(model), deltas=True) as seen:
+        ...     logits = model(x)
+        ...     cross_entropy(logits, y, reduction="sum").backward()
+        >>> curvature = gauss_newton_curvature(logits.detach(), y, seen.gradient_norm_squared())
+        >>> torch.allclose(curvature, classifier_curvature(logits.detach(), x))  # one layer: both are exact
+        True
+    """
     r = logits.float().softmax(dim=1) - F.one_hot(y, logits.shape[1])
     return top_softmax_eigenvalue(logits) * gradient_norm_squared / r.square().sum(dim=1).clamp_min(1e-12)
 
@@ -72,7 +115,10 @@ class Capture:
 
 @contextmanager
 def capture(*modules: nn.Module, deltas: bool = False) -> Iterator[Capture]:
-    """Record what passes through ``modules`` while the block runs."""
+    """Record what passes through ``modules`` while the block runs; with ``deltas`` also their outputs' gradients.
+
+    Raises ValueError for a module that is met twice in one pass.
+    """
     seen = Capture()
 
     def keep(module: nn.Module, gradient: Tensor) -> None:
@@ -174,6 +220,19 @@ class Curriculum(Frozen):
                 raise ValueError(f"curriculum.{name} {value} is outside the range of this difficulty, {low}..{high}")
 
     def __call__(self, epoch: int) -> float:
+        """lambda of an epoch, counted from 0. Shares of the training must be :meth:`resolved` before.
+
+        Example:
+            >>> from sat_core import Curriculum
+            >>> steps = Curriculum(kind="steps", epochs=[30, 45, 60])  # the authors' for MNIST
+            >>> [round(steps(epoch), 2) for epoch in (0, 30, 45, 60)]
+            [0.0, 0.33, 0.67, 1.0]
+            >>> line = Curriculum(kind="linear", epochs=[30, 70], stop=0.4)  # and for CIFAR-10
+            >>> [round(line(epoch), 2) for epoch in (0, 30, 69, 99)]
+            [0.0, 0.01, 0.4, 0.4]
+            >>> Curriculum(kind="steps", epochs=[0.5]).resolved(100)(50)
+            1.0
+        """
         if self.kind == "steps":
             done = sum(epoch >= e for e in self.epochs) / len(self.epochs)
         else:

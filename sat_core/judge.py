@@ -22,7 +22,7 @@ class Verdict:
     """AutoAttack's verdict, image by image.
 
     ``prediction`` int64 (N,), on the clean images; ``broken_by``: the attack that broke each image, ``clean`` if it was
-    misclassified to begin with, "" if it stands.
+    misclassified to begin with, ``""`` if it stands.
     """
 
     prediction: Tensor
@@ -44,9 +44,10 @@ def autoattack(
 ) -> Verdict:
     """Judge any network on images x (N, C, H, W) in [0, 1] with labels y int64 (N,), by the official AutoAttack.
 
-    The network normalises its own input and returns logits; it is judged in eval mode and comes back as it was. The
-    verdict is pyautoattack's own: same seed, same batches, same images broken. Raises ValueError for images outside
-    [0, 1] or an epsilon outside (0, 1].
+    Four classes or more: its targeted attacks need them. ``epsilon`` in pixel units; ``batch_size`` belongs to the
+    verdict, since random numbers are drawn a batch at a time. The network normalises its own input and returns logits;
+    it is judged in eval mode and comes back as it was. The verdict is pyautoattack's own: same seed, same batches, same
+    images broken. Raises ValueError for images outside [0, 1] or an epsilon outside (0, 1].
 
     Example:
         >>> import torch

@@ -122,7 +122,17 @@ def find(name: str) -> type[Defense]:
 
 
 def build(name: str, options: dict[str, Any], epochs: int) -> Defense:
-    """The defense ``name`` with its options checked against a training of so many epochs; raises ConfigError."""
+    """The defense ``name`` with its options checked against a training of so many epochs; raises ConfigError.
+
+    Example:
+        >>> from sat_core import defenses
+        >>> psat = defenses.build("psat", {"curriculum": {"kind": "linear", "epochs": [0, 10]}}, epochs=10)
+        >>> psat.curriculum_value(0), psat.curriculum_value(9)
+        (0.1, 1.0)
+        >>> defenses.build("madry", {"beta": 6}, epochs=10)
+        Traceback (most recent call last):
+        sat_core.errors.ConfigError: options of defense 'madry': unknown key 'beta' (allowed: none)
+    """
     defense: Defense = parse(find(name), options, f"options of defense '{name}'").resolved(epochs)
     try:
         defense.check(epochs)

@@ -1,4 +1,4 @@
-"""Curriculum on the radius, one of the older notions of difficulty: psi(x + delta) = |delta|_inf / epsilon."""
+"""Curriculum on the radius, one of the older notions of difficulty: ``psi(x + delta) = |delta|_inf / epsilon``."""
 
 from sat_core.attacks import Perturbation, cross_entropy, uniform_start
 from sat_core.defenses import Batch, SelfPaced

@@ -1,23 +1,4 @@
-"""Curvature of a loss in the weights: the loss as a function of them, Lanczos, and planes through it.
-
-Example:
-    >>> import torch
-    >>> from torch import nn
-    >>> from sat_core import Objective, lambda_max, spectrum, trace
-    >>> _ = torch.manual_seed(0)
-    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
-    >>> x, y = torch.rand(20, 1, 8, 8), torch.randint(10, (20,))
-    >>> objective = Objective(model, x, y)
-    >>> top = lambda_max(objective)
-    >>> bool(top.residuals[0] < 1e-2 * top.values[0])
-    True
-    >>> mean, error = trace(objective, probes=10)
-    >>> bool(mean > top.values[0])  # the loss of one linear layer is convex: no eigenvalue is negative
-    True
-    >>> nodes, weights = spectrum(objective, probes=2)
-    >>> round(sum(weights), 5)
-    1.0
-"""
+"""Curvature of a loss in the weights: the loss as a function of them, Lanczos, and planes through it."""
 
 from __future__ import annotations
 
@@ -47,6 +28,18 @@ def lambda_max(
     """The ``count`` largest eigenvalues of the Hessian, with eigenvectors and the residuals that bound their error.
 
     At most ``steps`` steps of Lanczos, fewer once the residuals are below ``tolerance`` times the largest eigenvalue.
+    Holds ``steps`` vectors of as many numbers as there are weights.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sat_core import Objective, lambda_max
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+        >>> objective = Objective(model, torch.rand(20, 1, 8, 8), torch.randint(10, (20,)))
+        >>> top = lambda_max(objective, count=2)
+        >>> top.values[0] > top.values[1] > 0 and top.residuals[0] < 1e-2 * top.values[0]
+        True
     """
     (start,) = gaussians(1, objective.theta, seed)
     return top_eigenpairs(objective.product, start, steps, tolerance, count)
@@ -55,7 +48,24 @@ def lambda_max(
 def spectrum(
     objective: Objective, *, probes: int = 3, steps: int = 40, seed: int = 0
 ) -> tuple[list[float], list[float]]:
-    """The density of the Hessian's eigenvalues, as nodes and weights that sum to 1: see :func:`spectral_density`."""
+    """The density of the Hessian's eigenvalues, as nodes t and weights w that sum to 1, by Lanczos quadrature.
+
+    ``sum w f(t)`` is an estimate of ``trace f(H) / P`` (Ghorbani, Krishnan and Xiao 2019): of the mean of f over the
+    eigenvalues. ``probes`` random starts, ``steps`` products of the Hessian each.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sat_core import Objective, spectrum
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+        >>> objective = Objective(model, torch.rand(20, 1, 8, 8), torch.randint(10, (20,)))
+        >>> nodes, weights = spectrum(objective, probes=2)
+        >>> len(nodes) == len(weights), round(sum(weights), 5)
+        (True, 1.0)
+        >>> min(nodes) > -1e-5  # the loss of one linear layer is convex: no eigenvalue is negative
+        True
+    """
     return spectral_density(objective.product, gaussians(probes, objective.theta, seed), steps)
 
 
@@ -63,6 +73,17 @@ def trace(objective: Objective, *, probes: int = 10, seed: int = 0) -> tuple[flo
     """The sum of the Hessian's eigenvalues, and the standard error of that estimate (NaN for one probe).
 
     The mean of ``v^T H v`` over ``probes`` standard normal vectors (Hutchinson 1989); a product of the Hessian each.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sat_core import Objective, trace
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+        >>> objective = Objective(model, torch.rand(20, 1, 8, 8), torch.randint(10, (20,)))
+        >>> mean, error = trace(objective)
+        >>> 0 < error < mean
+        True
     """
     draws = [float(v.double() @ objective.product(v).double()) for v in gaussians(probes, objective.theta, seed)]
     mean = sum(draws) / probes

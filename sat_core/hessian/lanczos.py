@@ -37,9 +37,9 @@ class Krylov:
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """The largest eigenvalues, descending; ``vectors`` (count, P) of norm 1; ``residuals``: ||H v - lambda v||.
+    """The largest eigenvalues, descending; ``vectors`` (count, P) of norm 1; ``residuals``: ``||H v - lambda v||``.
 
-    Some eigenvalue of H lies within the residual of each value; near it, the error is about residual^2 / gap.
+    Some eigenvalue of H lies within the residual of each value; near it, the error is about ``residual^2 / gap``.
     """
 
     values: list[float]
@@ -51,7 +51,7 @@ class Eigenpairs:
 def lanczos(product: Product, start: Tensor, steps: int, tolerance: float = 0.0, count: int = 1) -> Krylov:
     """At most ``steps`` steps from ``start`` (P,), or fewer once the span is exhausted.
 
-    With a ``tolerance``, stop when the ``count`` largest Ritz values have residuals below tolerance * max |value|.
+    With a ``tolerance``, stop when the ``count`` largest Ritz values have residuals below ``tolerance * max |value|``.
     """
     steps = min(steps, len(start))
     basis = start.new_empty(steps, len(start))

@@ -19,6 +19,16 @@ class Objective:
     ``x`` (n, C, H, W) in [0, 1], ``y`` int64 (n,). They are taken ``batch_size`` at a time; batches may be unequal:
     their losses are summed, then divided by n. ``theta``: the network's own weights. Raises ValueError for a network
     in train mode, whose batch norms would mix the samples.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sat_core import Objective
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+        >>> objective = Objective(model, torch.rand(20, 1, 8, 8), torch.randint(10, (20,)))
+        >>> loss, accuracy = objective(torch.zeros_like(objective.theta))  # all weights 0: ln 10
+        >>> round(loss, 4), objective.product(objective.theta).shape
+        (2.3026, torch.Size([650]))
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 100) -> None:

@@ -22,14 +22,38 @@ Surface = Callable[[float, float], tuple[float, float]]
 
 
 def grid(surface: Surface, half_width: float, points: int) -> dict[str, np.ndarray]:
-    """``surface`` on a square grid of points x points around (0, 0), which is one of them if their number is odd."""
+    """``surface`` on a square grid of points x points around (0, 0), which is one of them if their number is odd.
+
+    ``axis`` (points,), from -half_width to half_width; ``loss`` and ``accuracy`` (points, points), first index u.
+
+    Example:
+        A bowl, as a surface; networks have :func:`weight_plane` and :class:`ImagePlane`.
+
+        >>> from sat_core import grid
+        >>> plane = grid(lambda u, v: (u * u + v * v, 1.0), half_width=1.0, points=3)
+        >>> plane["loss"].tolist()
+        [[2.0, 1.0, 2.0], [1.0, 0.0, 1.0], [2.0, 1.0, 2.0]]
+    """
     axis = np.linspace(-half_width, half_width, points)
     values = np.array([[surface(u, v) for v in axis] for u in tqdm(axis, "plane", leave=False, disable=None)])
     return {"axis": axis, "loss": values[..., 0], "accuracy": values[..., 1]}
 
 
 def weight_plane(objective: Objective, first: Tensor, second: Tensor) -> Surface:
-    """L(theta + u first + v second); directions (P,)."""
+    """``L(theta + u first + v second)``, a :data:`Surface`; directions (P,). The network's weights are not touched.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sat_core import Objective, grid, random_directions, weight_plane
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+        >>> objective = Objective(model, torch.rand(20, 1, 8, 8), torch.randint(10, (20,)))
+        >>> surface = weight_plane(objective, *random_directions(objective, seed=0))
+        >>> plane = grid(surface, half_width=1.0, points=3)
+        >>> float(plane["loss"][1, 1]) == objective(objective.theta)[0]
+        True
+    """
     return lambda u, v: objective(objective.theta + u * first + v * second)
 
 
@@ -59,6 +83,17 @@ def random_directions(objective: Objective, seed: int) -> tuple[Tensor, Tensor]:
     Gaussian, the same for every network of a shape; then each filter (first index of a tensor of two dimensions or
     more) gets the norm of the network's own filter, which undoes the scale freedom of ReLU networks. One-dimensional
     parameters, biases and BatchNorm's, are zero.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sat_core import Objective, random_directions
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+        >>> objective = Objective(model, torch.rand(20, 1, 8, 8), torch.randint(10, (20,)))
+        >>> first, second = random_directions(objective, seed=0)
+        >>> weight = objective.weights(first)["1.weight"]
+        >>> torch.allclose(weight.norm(dim=1), model[1].weight.norm(dim=1))
+        True
     """
     generator = torch.Generator().manual_seed(seed)
     directions = []
@@ -84,7 +119,19 @@ class ImagePlane:
     """Mean loss and accuracy at ``clamp(x + epsilon (u s + v r), 0, 1)``; a :data:`Surface`.
 
     s: each image's sign of its loss gradient at x; r: random signs, the same for every run on these images. Within
-    ``|u| + |v| <= 1`` every image is inside its epsilon-ball.
+    ``|u| + |v| <= 1`` every image is inside its epsilon-ball. ``x`` (N, C, H, W) in [0, 1], ``y`` int64 (N,),
+    ``epsilon`` in pixel units; ``model`` in eval mode.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sat_core import ImagePlane
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+        >>> x, y = torch.rand(20, 1, 8, 8), torch.randint(10, (20,))
+        >>> surface = ImagePlane(model, x, y, epsilon=0.1, seed=0, batch_size=20)
+        >>> surface(1.0, 0.0)[0] > surface(0.0, 0.0)[0]  # along the gradient's sign the loss rises
+        True
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Networks by name: the file ``<name>.py`` in this folder holds a function of that name, with _ for -.
+"""Networks by name: the file ``<name>.py`` in this folder holds a function of that name, with ``_`` for ``-``.
 
 It takes (image, classes), image being (channels, height, width), and returns a module that maps float32 (N, C, H, W),
 normalised, to logits (N, classes); ValueError where it does not fit. :func:`build` adds the normalisation, so that
@@ -60,6 +60,13 @@ def build(name: str, image: Shape, classes: int, mean: list[float], std: list[fl
     """The network ``name`` for images of a shape, freshly initialised from torch's global RNG.
 
     Raises ConfigError for an unknown name, and for a network that does not fit the images.
+
+    Example:
+        >>> import torch
+        >>> from sat_core import models
+        >>> model = models.build("cnn", image=(1, 8, 8), classes=10, mean=[0.305], std=[0.376])
+        >>> model(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
     if name not in names():
         raise ConfigError(unknown("model", name, names()))

@@ -31,7 +31,7 @@ class FoldingConv2d(nn.Conv2d):
 
 
 def cnn(image: tuple[int, int, int], classes: int) -> nn.Module:
-    """The paper's MNIST network for 28x28 images [A]; its little sibling :func:`small` for 8x8 ones [C]."""
+    """The paper's MNIST network for 28x28 images [A]; its little sibling ``small`` for 8x8 ones [C]."""
     if image[1:] == (8, 8):
         return small(image, classes)
     if image[1:] != (28, 28):

@@ -8,7 +8,7 @@ from torch import nn
 def convsmall(image: tuple[int, int, int], classes: int) -> nn.Module:
     """The MNIST network of Wong, Rice and Kolter (2020, "Fast is better than free"), for any image of at least 4x4.
 
-    Two 4x4 convolutions of stride 2 and two linear layers: a third of :func:`small`'s arithmetic.
+    Two 4x4 convolutions of stride 2 and two linear layers: a third of ``small``'s arithmetic.
     """
     channels, height, width = image
     if min(height, width) < 4:

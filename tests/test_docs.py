@@ -1,0 +1,101 @@
+"""What the documents show runs as it stands: examples in docstrings, on pages and in the README; the tutorial."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+import sat_core
+from sat_core.runs.check import check
+from sat_core.study import Study
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/loop.md", "docs/tutorial.md")
+MODULES = (
+    *("fields", "attacks", "difficulty", "judge", "defenses", "models"),
+    *("hessian", "hessian.objective", "hessian.planes"),
+)
+RESULTS = {"Perturbation", "Verdict"}
+"""What public functions return: their examples show them."""
+
+
+@pytest.fixture(autouse=True)
+def leave_random_numbers_alone():
+    with torch.random.fork_rng():
+        yield
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings_run(name):
+    found = doctest.testmod(importlib.import_module(f"sat_core.{name}"))
+    assert found.attempted
+    assert not found.failed, "what differs is printed above"
+
+
+@pytest.mark.parametrize("name", sorted(set(sat_core.__all__) - RESULTS))
+def test_every_public_name_has_an_example(name):
+    found = getattr(sat_core, name)
+    assert ">>> " in (found.__doc__ or "") + (getattr(found.__call__, "__doc__", "") or "")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_python_on_a_page_runs_from_top_to_bottom(page):
+    examples = list(Sybil([PythonCodeBlockParser()]).parse(REPOSITORY / page).examples())
+    assert examples
+    for example in examples:
+        example.evaluate()
+
+
+@pytest.mark.parametrize("page", ["docs/studies.md", "config/README.md"])
+def test_the_studies_on_a_page_are_valid(page, write_study):
+    found = re.findall("```yaml\n(.*?)```", (REPOSITORY / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    for text in found:
+        study = Study(write_study(text, "example"))
+        check(study, study.runs)
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == sat_core.__version__
+
+
+def test_the_tutorial_leads_to_a_table(tmp_path):
+    """Its files as they are printed, in a copy of the package; the study with fewer images and steps."""
+    page = (REPOSITORY / "docs/tutorial.md").read_text(encoding="utf-8")
+    code = re.findall("```python\n(.*?)```", page, re.DOTALL)[0]
+    study = yaml.safe_load(re.findall("```yaml\n(.*?)```", page, re.DOTALL)[0])
+    runs = re.findall(r"^    (digits/\S+)$", page, re.MULTILINE)
+    for part in ("sat_core", "config"):
+        shutil.copytree(REPOSITORY / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "sat_core/defenses/margin.py").write_text(code, encoding="utf-8")
+    short = {"data": {"train_images": 400}, "attack": {"steps": 1}, "evaluation": {"images": 12}}
+    for name, options in (("margin", {}), ("typo", {"temprature": 2})):
+        extra = [{"set": short}, {"where": {"defense": "margin"}, "set": {"options": options}}]
+        content = study | {"overrides": study["overrides"] + extra}
+        (tmp_path / f"config/{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    script = f"""
+from sat_core.__main__ import main
+assert main(["check", "--study", "config/typo.yaml"]) == 2
+for verb in ("check", "train --run {runs[-1]}", "evaluate --run {runs[-1]}", "table"):
+    assert main([*verb.split(), "--study", "config/margin.yaml"]) == 0, verb
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "unknown key 'temprature'; did you mean 'temperature'?" in ran.stderr
+    assert ran.stdout.split()[: len(runs)] == runs
+    (row,) = re.findall(r"\| margin .*", (tmp_path / "results/margin/tables/digits.md").read_text(encoding="utf-8"))
+    assert re.search(r"\d\d\.\d\d", row)
