@@ -119,6 +119,8 @@ class PGD:
         ``.grad``. Raises ValueError for images outside [0, 1] and for a loss that is not one value a sample.
         """
         check_images(x)
+        if isinstance(epsilon, (int, float)) and not 0 <= epsilon <= 1:
+            raise ValueError(f"epsilon {epsilon} is not in [0, 1]: it is in pixel units, such as 8 / 255")
         if getattr(loss, "func", loss) is F.cross_entropy:
             raise ValueError("the loss is called with (logits, rows), not with labels: pass cross_entropy(y)")
         epsilon = self.epsilon if epsilon is None else epsilon
@@ -139,7 +141,12 @@ class PGD:
                 if iterate.loss.shape != rows.shape:
                     raise ValueError(f"the loss must give a value a sample, ({len(rows)},), not {iterate.loss.shape}")
                 if keep_going is not None:
-                    went, go = go, go & keep_going(iterate)
+                    answer = keep_going(iterate)
+                    if answer.shape != rows.shape or answer.dtype != torch.bool:
+                        raise ValueError(
+                            f"a stopping rule answers bool ({len(rows)},), not {answer.dtype} {answer.shape}"
+                        )
+                    went, go = go, go & answer
                     moving = int(go.sum())  # the one thing a GPU's queue has to be waited for
                     if keep_last_allowed:
                         stops = went & ~go

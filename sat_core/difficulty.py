@@ -220,6 +220,10 @@ class Curriculum(Frozen):
                 raise ValueError(f"curriculum.{name} {value} is outside the range of this difficulty, {low}..{high}")
 
     def __call__(self, epoch: int) -> float:
+        if not all(isinstance(when, int) for when in self.epochs):
+            raise ValueError(
+                f"curriculum.epochs {self.epochs} are shares: ask .resolved(epochs) for a curriculum first"
+            )
         """lambda of an epoch, counted from 0. Shares of the training must be :meth:`resolved` before.
 
         Example:
@@ -233,6 +237,8 @@ class Curriculum(Frozen):
             >>> Curriculum(kind="steps", epochs=[0.5]).resolved(100)(50)
             1.0
         """
+        if not all(isinstance(when, int) for when in self.epochs):
+            raise ValueError(f"curriculum.epochs {self.epochs} are shares: ask .resolved(epochs) for a curriculum first")
         if self.kind == "steps":
             done = sum(epoch >= e for e in self.epochs) / len(self.epochs)
         else:

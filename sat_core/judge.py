@@ -65,6 +65,8 @@ def autoattack(
         raise ValueError(f"epsilon {epsilon} is not in (0, 1]: it is in pixel units, such as 8 / 255")
     with frozen(model), torch.no_grad():
         logits = torch.cat([model(part) for part in x.split(batch_size)])
+        if not len(x) or logits.ndim != 2 or logits.shape[1] < 4:
+            raise ValueError(f"AutoAttack needs images, and logits (N, classes) of four or more, not {logits.shape}")
         prediction = logits.argmax(dim=1)
         broken_by = ["" if right else "clean" for right in (prediction == y).tolist()]
         with torch.enable_grad():

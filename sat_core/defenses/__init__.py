@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from sat_core.attacks import PGD, Iterate, Perturbation, StoppingRule, cross_entropy, uniform_start
 from sat_core.difficulty import Curriculum
-from sat_core.errors import ConfigError
+from sat_core.errors import ConfigError, unknown
 from sat_core.fields import Frozen, parse
 
 
@@ -111,7 +112,9 @@ class SelfPaced(Defense):
 
 
 def find(name: str) -> type[Defense]:
-    """The class of a defense that there is."""
+    """The class of a defense; raises ConfigError for an unknown name."""
+    if name not in (there := [path.stem for path in Path(__file__).parent.glob("[!_]*.py")]):
+        raise ConfigError(unknown("defense", name, there))
     module = importlib.import_module(f"{__name__}.{name}")
     (found,) = (
         member

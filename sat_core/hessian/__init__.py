@@ -41,6 +41,8 @@ def lambda_max(
         >>> top.values[0] > top.values[1] > 0 and top.residuals[0] < 1e-2 * top.values[0]
         True
     """
+    if not 1 <= count <= steps:
+        raise ValueError(f"{count} eigenvalues cannot be had from {steps} steps of Lanczos")
     (start,) = gaussians(1, objective.theta, seed)
     return top_eigenpairs(objective.product, start, steps, tolerance, count)
 
@@ -85,6 +87,8 @@ def trace(objective: Objective, *, probes: int = 10, seed: int = 0) -> tuple[flo
         >>> 0 < error < mean
         True
     """
+    if probes < 1:
+        raise ValueError(f"{probes} probes: at least one is needed")
     draws = [float(v.double() @ objective.product(v).double()) for v in gaussians(probes, objective.theta, seed)]
     mean = sum(draws) / probes
     spread = math.sqrt(sum((draw - mean) ** 2 for draw in draws) / (probes - 1)) if probes > 1 else math.nan

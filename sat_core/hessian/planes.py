@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sat_core.attacks import frozen
+from sat_core.attacks import check_images, frozen
 from sat_core.hessian.objective import Objective
 
 Surface = Callable[[float, float], tuple[float, float]]
@@ -34,6 +34,8 @@ def grid(surface: Surface, half_width: float, points: int) -> dict[str, np.ndarr
         >>> plane["loss"].tolist()
         [[2.0, 1.0, 2.0], [1.0, 0.0, 1.0], [2.0, 1.0, 2.0]]
     """
+    if points < 3 or points % 2 == 0:
+        raise ValueError(f"{points} points a side have no centre; an odd number from 3 on is needed")
     axis = np.linspace(-half_width, half_width, points)
     values = np.array([[surface(u, v) for v in axis] for u in tqdm(axis, "plane", leave=False, disable=None)])
     return {"axis": axis, "loss": values[..., 0], "accuracy": values[..., 1]}
@@ -135,6 +137,9 @@ class ImagePlane:
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, batch_size: int) -> None:
+        check_images(x)
+        if not 0 < epsilon <= 1:
+            raise ValueError(f"epsilon {epsilon} is not in (0, 1]: it is in pixel units, such as 8 / 255")
         self.model, self.y, self.x, self.size = model, y, x, batch_size
         generator = torch.Generator().manual_seed(seed)
         self.second = epsilon * torch.randn(x.shape, generator=generator).sign().to(x.device)
