@@ -220,10 +220,6 @@ class Curriculum(Frozen):
                 raise ValueError(f"curriculum.{name} {value} is outside the range of this difficulty, {low}..{high}")
 
     def __call__(self, epoch: int) -> float:
-        if not all(isinstance(when, int) for when in self.epochs):
-            raise ValueError(
-                f"curriculum.epochs {self.epochs} are shares: ask .resolved(epochs) for a curriculum first"
-            )
         """lambda of an epoch, counted from 0. Shares of the training must be :meth:`resolved` before.
 
         Example:
@@ -237,6 +233,10 @@ class Curriculum(Frozen):
             >>> Curriculum(kind="steps", epochs=[0.5]).resolved(100)(50)
             1.0
         """
+        if not all(isinstance(when, int) for when in self.epochs):
+            raise ValueError(
+                f"curriculum.epochs {self.epochs} are shares: ask .resolved(epochs) for a curriculum first"
+            )
         if not all(isinstance(when, int) for when in self.epochs):
             raise ValueError(f"curriculum.epochs {self.epochs} are shares: ask .resolved(epochs) for a curriculum first")
         if self.kind == "steps":
