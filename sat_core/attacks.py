@@ -23,8 +23,7 @@ GRANULE = {"cuda": 16}
 class Perturbation:
     """What an attack made of a batch: ``x`` (N, C, H, W) in [0, 1], and the sign steps each sample took, (N,).
 
-    A step taken back (``keep_last_allowed``) is not among them, although it was paid for. ``target``: soft labels
-    (N, classes), where a defense made its own.
+    ``target``: soft labels (N, classes), where a defense made its own.
     """
 
     x: Tensor
@@ -105,18 +104,17 @@ class PGD:
         *,
         start: Tensor,
         keep_going: StoppingRule | None = None,
-        keep_last_allowed: bool = False,
         epsilon: Tensor | float | None = None,
         step_size: Tensor | float | None = None,
     ) -> Perturbation:
         """Maximise ``loss`` over the ball of radius epsilon around ``x``, within [0, 1], from ``start``.
 
         ``x`` and ``start`` (N, C, H, W), floating point; ``loss``: (logits (n, classes), rows (n,)) -> (n,).
-        A sample that ``keep_going`` stops stays for good at the iterate it was stopped at or, with
-        ``keep_last_allowed``, at the one before; it leaves the batch (on a GPU with 15 others) and costs nothing more,
-        unless batch norm looks at the whole batch. ``epsilon`` and ``step_size`` stand in for the attack's own and may
-        be per sample, (N, 1, 1, 1). Parameters are frozen meanwhile; the model comes back as it was: modes, buffers,
-        ``.grad``. Raises ValueError for images outside [0, 1] and for a loss that is not one value a sample.
+        A sample that ``keep_going`` stops stays for good at the iterate it was stopped at; it leaves the batch (on a
+        GPU with 15 others) and costs nothing more, unless batch norm looks at the whole batch. ``epsilon`` and
+        ``step_size`` stand in for the attack's own and may be per sample, (N, 1, 1, 1). Parameters are frozen
+        meanwhile; the model comes back as it was: modes, buffers, ``.grad``. Raises ValueError for images outside
+        [0, 1] and for a loss that is not one value a sample.
         """
         check_images(x)
         if isinstance(epsilon, (int, float)) and not 0 <= epsilon <= 1:
@@ -126,7 +124,7 @@ class PGD:
         epsilon = self.epsilon if epsilon is None else epsilon
         size = self.step_size if step_size is None else step_size
         bounds = torch.stack([(x - epsilon).clamp_(min=0), (x + epsilon).clamp_(max=1)])
-        previous = current = start.detach()
+        current = start.detach()
         result = current.clone()
         rows = torch.arange(len(x), device=x.device)
         taken = torch.zeros_like(rows)
@@ -146,12 +144,8 @@ class PGD:
                         raise ValueError(
                             f"a stopping rule answers bool ({len(rows)},), not {answer.dtype} {answer.shape}"
                         )
-                    went, go = go, go & answer
+                    go = go & answer
                     moving = int(go.sum())  # the one thing a GPU's queue has to be waited for
-                    if keep_last_allowed:
-                        stops = went & ~go
-                        current = torch.where(stops[:, None, None, None], previous, current)
-                        taken.index_add_(0, rows, stops.long(), alpha=-int(step > 0))
                 if not moving:
                     break
                 moved = (current + size * iterate.gradient.sign()).clamp_(*bounds)
@@ -165,7 +159,7 @@ class PGD:
                         size = size.index_select(0, keep)
                 if moving < len(rows):
                     moved = torch.where(go[:, None, None, None], moved, current)
-                previous, current = current, moved
+                current = moved
                 taken.index_add_(0, rows, go.long())
         result.index_copy_(0, rows, current)
         return Perturbation(result, taken)

@@ -68,7 +68,12 @@ def classifier_curvature(logits: Tensor, features: Tensor) -> Tensor:
         >>> round(float(classifier_curvature(torch.zeros(1, 2), h)), 3)  # 1/2 (25 + 1)
         13.0
     """
-    return top_softmax_eigenvalue(logits) * (features.flatten(1).square().sum(dim=1) + 1)
+    return top_softmax_eigenvalue(logits) * classifier_gain(features)
+
+
+def classifier_gain(features: Tensor) -> Tensor:
+    """``k = |h|^2 + 1`` (N,): what turns lambda_max(S), of the Hessian in the logits, into that of the last layer."""
+    return features.flatten(1).float().square().sum(dim=1) + 1
 
 
 def gauss_newton_curvature(logits: Tensor, y: Tensor, gradient_norm_squared: Tensor) -> Tensor:
@@ -92,8 +97,13 @@ def gauss_newton_curvature(logits: Tensor, y: Tensor, gradient_norm_squared: Ten
         >>> torch.allclose(curvature, classifier_curvature(logits.detach(), x))  # one layer: both are exact
         True
     """
+    return top_softmax_eigenvalue(logits) * gauss_newton_gain(logits, y, gradient_norm_squared)
+
+
+def gauss_newton_gain(logits: Tensor, y: Tensor, gradient_norm_squared: Tensor) -> Tensor:
+    """``k = |g|^2 / |r|^2`` (N,): what turns lambda_max(S), of the Hessian in the logits, into that along g."""
     r = logits.float().softmax(dim=1) - F.one_hot(y, logits.shape[1])
-    return top_softmax_eigenvalue(logits) * gradient_norm_squared / r.square().sum(dim=1).clamp_min(1e-12)
+    return gradient_norm_squared / r.square().sum(dim=1).clamp_min(1e-12)
 
 
 class Capture:
@@ -238,7 +248,9 @@ class Curriculum(Frozen):
                 f"curriculum.epochs {self.epochs} are shares: ask .resolved(epochs) for a curriculum first"
             )
         if not all(isinstance(when, int) for when in self.epochs):
-            raise ValueError(f"curriculum.epochs {self.epochs} are shares: ask .resolved(epochs) for a curriculum first")
+            raise ValueError(
+                f"curriculum.epochs {self.epochs} are shares: ask .resolved(epochs) for a curriculum first"
+            )
         if self.kind == "steps":
             done = sum(epoch >= e for e in self.epochs) / len(self.epochs)
         else:

@@ -1,8 +1,8 @@
 """H-SAT (Sitawarin et al. 2021): the difficulty is the top eigenvalue of the loss Hessian at x', scaled to [0, 1].
 
-The paper's own approximation of that eigenvalue is not public. Ours is the exact top eigenvalue of the Hessian's
-block of the last layer, in closed form; or, for deep networks with batch norm, where that does not track the whole
-Hessian, the Gauss-Newton curvature along the sample's own gradient. `python -m sat_core audit` says how well each does.
+The paper's own approximation of that eigenvalue is not public. Ours is ``lambda_max(S) k``, with k = |h|^2 + 1: exactly
+the top eigenvalue of the Hessian's block of the last layer; or, for deep networks, with k = |g|^2 / |r|^2: the
+Gauss-Newton curvature along the sample's own gradient. `python -m sat_core audit` says how well each does.
 """
 
 from typing import ClassVar, Literal
@@ -10,60 +10,42 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sat_core.attacks import Iterate, Perturbation, cross_entropy
+from sat_core.attacks import Iterate, Perturbation, cross_entropy, uniform_start
 from sat_core.defenses import Batch, SelfPaced
-from sat_core.difficulty import (
-    capture,
-    classifier_curvature,
-    gauss_newton_curvature,
-    parametric_layers,
-)
+from sat_core.difficulty import capture, classifier_gain, gauss_newton_gain, parametric_layers, top_softmax_eigenvalue
 
 
 class HSAT(SelfPaced):
-    """PGD from the clean image stops for good before the first iterate whose psi_H exceeds lambda.
+    """PGD stops once psi_H exceeds lambda; with lambda = 1 this is Madry's, bit for bit.
 
-    The last iterate is not asked. psi_H is not monotone (it vanishes for confident wrong predictions too), hence the
-    stop for good. It is ``min(1, curvature / Q)``; Q follows the 99th percentile of the curvatures met in training,
-    half old, half new.
+    ``u = min(1, lambda_max(S) k / (K / 2))``: lambda_max(S) is at most 1/2, K is the batch's mean k where the attack
+    starts. u is largest where the prediction flips and falls again behind it, and a sign step may jump over that peak:
+    hence, ours, ``psi_H = u / 2`` where the prediction is right and ``1 - u / 2`` where it is wrong.
     """
 
     looks_inside: ClassVar[bool] = True
     metric: Literal["classifier", "gauss_newton"] = "classifier"
 
-    def initial_state(self, train_size: int, device: torch.device) -> dict[str, Tensor]:
-        return {"scale": torch.zeros((), device=device)}
-
     def perturb(self, batch: Batch) -> Perturbation:
-        limit, scale = self.curriculum(batch.epoch), batch.state["scale"]
-        layers = parametric_layers(batch.model)
-        met: list[Tensor] = []
-        whole = self.metric == "gauss_newton" and limit < 1
-        with capture(*(layers if whole else layers[-1:]), deltas=whole) as seen:
+        limit, unit = self.curriculum(batch.epoch), torch.zeros((), device=batch.x.device)
+        whole, layers = self.metric == "gauss_newton", parametric_layers(batch.model)
+        watched = layers if whole else layers[-1:]
+        with capture(*(watched if limit < 1 else ()), deltas=whole) as seen:
 
             def keep_going(iterate: Iterate) -> Tensor:
-                if self.metric == "gauss_newton":
+                y = batch.y[iterate.rows]
+                if whole:
                     iterate.gradient  # noqa: B018  (its backward pass is what fills seen.deltas)
-                    y = batch.y[iterate.rows]
-                    raw = gauss_newton_curvature(iterate.logits, y, seen.gradient_norm_squared())
+                    gain = gauss_newton_gain(iterate.logits, y, seen.gradient_norm_squared())
                 else:
-                    raw = classifier_curvature(iterate.logits, seen.inputs[layers[-1]])
-                met.append(raw)
-                unit = torch.where(scale > 0, scale, quantile(raw))
-                return (raw / unit).clamp(max=1) <= limit
+                    gain = classifier_gain(seen.inputs[layers[-1]])
+                if iterate.step == 0:
+                    unit.copy_(gain.mean().clamp_min(1e-12) / 2)
+                u = (top_softmax_eigenvalue(iterate.logits) * gain / unit).clamp(max=1)
+                return torch.where(iterate.logits.argmax(dim=1) == y, u / 2, 1 - u / 2) <= limit
 
-            found = batch.attack(
+            return batch.attack(
                 *(batch.model, batch.x, cross_entropy(batch.y)),
-                start=batch.x,
+                start=uniform_start(batch.x, batch.attack.epsilon),
                 keep_going=self.binding(limit, keep_going),
-                keep_last_allowed=True,
             )
-        if met:
-            new = quantile(torch.cat(met))
-            scale.copy_(torch.where(scale > 0, (scale + new) / 2, new))
-        return found
-
-
-def quantile(raw: Tensor) -> Tensor:
-    """The 99th percentile; never 0, so that a scale can be divided by."""
-    return raw.quantile(0.99).clamp_min(1e-12)
