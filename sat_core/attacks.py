@@ -23,12 +23,14 @@ GRANULE = {"cuda": 16}
 class Perturbation:
     """What an attack made of a batch: ``x`` (N, C, H, W) in [0, 1], and the sign steps each sample took, (N,).
 
-    ``target``: soft labels (N, classes), where a defense made its own.
+    ``target``: soft labels (N, classes), where a defense made its own; ``weights`` (N,) of the samples in the outer
+    loss, likewise.
     """
 
     x: Tensor
     steps: Tensor
     target: Tensor | None = None
+    weights: Tensor | None = None
 
 
 class Iterate:
@@ -106,15 +108,17 @@ class PGD:
         keep_going: StoppingRule | None = None,
         epsilon: Tensor | float | None = None,
         step_size: Tensor | float | None = None,
+        noise: float = 0.0,
     ) -> Perturbation:
         """Maximise ``loss`` over the ball of radius epsilon around ``x``, within [0, 1], from ``start``.
 
         ``x`` and ``start`` (N, C, H, W), floating point; ``loss``: (logits (n, classes), rows (n,)) -> (n,).
         A sample that ``keep_going`` stops stays for good at the iterate it was stopped at; it leaves the batch (on a
         GPU with 15 others) and costs nothing more, unless batch norm looks at the whole batch. ``epsilon`` and
-        ``step_size`` stand in for the attack's own and may be per sample, (N, 1, 1, 1). Parameters are frozen
-        meanwhile; the model comes back as it was: modes, buffers, ``.grad``. Raises ValueError for images outside
-        [0, 1] and for a loss that is not one value a sample.
+        ``step_size`` stand in for the attack's own and may be per sample, (N, 1, 1, 1). ``noise``: the standard
+        deviation of a Gaussian that is added to every step before it is projected; with 0 nothing is drawn. Parameters
+        are frozen meanwhile; the model comes back as it was: modes, buffers, ``.grad``. Raises ValueError for images
+        outside [0, 1] and for a loss that is not one value a sample.
         """
         check_images(x)
         if isinstance(epsilon, (int, float)) and not 0 <= epsilon <= 1:
@@ -148,7 +152,10 @@ class PGD:
                     moving = int(go.sum())  # the one thing a GPU's queue has to be waited for
                 if not moving:
                     break
-                moved = (current + size * iterate.gradient.sign()).clamp_(*bounds)
+                moved = current + size * iterate.gradient.sign()
+                if noise:
+                    moved += noise * torch.randn_like(moved)
+                moved.clamp_(*bounds)
                 kept = -(-moving // granule) * granule
                 if leaving and kept < len(rows):
                     result.index_copy_(0, rows, current)
@@ -189,6 +196,11 @@ def uniform_start(x: Tensor, epsilon: Tensor | float) -> Tensor:
         True
     """
     return (x + epsilon * (2 * torch.rand_like(x) - 1)).clamp_(0, 1)
+
+
+def normal_start(x: Tensor, deviation: float = 0.001) -> Tensor:
+    """x plus a little Gaussian noise, which PGD's first step clamps; drawn from torch's global RNG."""
+    return x + deviation * torch.randn_like(x)
 
 
 def cross_entropy(y: Tensor) -> InnerLoss:

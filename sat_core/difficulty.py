@@ -30,7 +30,7 @@ def probability_gap(logits: Tensor, y: Tensor) -> Tensor:
         >>> probability_gap(logits, torch.tensor([0, 0]))  # right by 0.2, wrong by 0.5
         tensor([-0.2000,  0.5000])
     """
-    p = logits.float().softmax(dim=1)
+    p = _wide(logits).softmax(dim=1)
     true = p.gather(1, y[:, None])[:, 0]
     wrong = p.scatter(1, y[:, None], -1.0).amax(dim=1)
     return wrong - true

@@ -56,6 +56,7 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 Natural = Annotated[int, Field(ge=0, strict=True)]
 Number = Annotated[float, BeforeValidator(_fraction), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
 When = Annotated[
     int | float, BeforeValidator(_when), pydantic.WithJsonSchema({"type": ["integer", "number", "string"]})
 ]
