@@ -1,0 +1,49 @@
+"""GAIRAT (Zhang et al. 2021): samples count by how few PGD steps it takes to fool the network about them."""
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from sat_core.attacks import Iterate, Perturbation, cross_entropy, uniform_start, while_correct
+from sat_core.defenses import Batch, Defense
+from sat_core.defenses._weighting import weighted_mean
+from sat_core.fields import Number, When, at
+
+
+class GAIRAT(Defense):
+    """Cross entropy on x' with weights ``(1 + tanh(lam + 5 (1 - 2 kappa / K))) / 2``, scaled to a mean of 1 in a batch.
+
+    kappa counts the iterates, of the K that a step was taken from, which the network had right (paper,
+    algorithm 1). PGD is Madry's; so is the whole defense before the epoch ``begin`` (as published 59, from 0, of 120).
+    """
+
+    lam: Number = Field(-1.0, description="the paper's lambda; the larger, the more alike the weights")
+    begin: When = Field(59 / 120, description="the first epoch with weights")
+
+    def resolved(self, epochs: int) -> Defense:
+        return self.model_copy(update={"begin": at(self.begin, epochs)})
+
+    def check(self, epochs: int) -> None:
+        if self.begin > epochs:
+            raise ValueError(f"begin {self.begin} is not in 0..{epochs}")
+
+    def perturb(self, batch: Batch) -> Perturbation:
+        if batch.epoch < self.begin:
+            return super().perturb(batch)
+        x, y, attack = batch.x, batch.y, batch.attack
+        kappa, right = x.new_zeros(len(x)), while_correct(y)
+
+        def keep_going(iterate: Iterate) -> Tensor:
+            kappa.index_add_(0, iterate.rows, right(iterate).to(kappa))
+            return torch.ones_like(iterate.rows, dtype=torch.bool)
+
+        start = uniform_start(x, attack.epsilon)
+        found = attack(batch.model, x, cross_entropy(y), start=start, keep_going=keep_going)
+        weights = (1 + (self.lam + 5 * (1 - 2 * kappa / attack.steps)).tanh()) / 2
+        return Perturbation(found.x, found.steps, weights=weights)
+
+    def outer_loss(self, batch: Batch, found: Perturbation) -> Tensor:
+        if found.weights is None:
+            return super().outer_loss(batch, found)
+        return weighted_mean(F.cross_entropy(batch.model(found.x), batch.y, reduction="none"), found.weights)
