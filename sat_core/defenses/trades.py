@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sat_core.attacks import Perturbation, frozen
+from sat_core.attacks import Perturbation, frozen, normal_start
 from sat_core.defenses import Batch, Defense
 from sat_core.fields import Positive
 
@@ -15,10 +15,13 @@ class TRADES(Defense):
     """``CE(x) + beta KL(p(x) || p(x'))``; x' maximises the same KL, from x plus a little Gaussian noise.
 
     ``reduction``: ``batchmean`` as published; ``mean`` divides by the classes too, as the SAT authors' runs did.
+    ``sequence``: x and x' pass through the network one after the other, as published, or ``concatenated``, as one
+    batch whose statistics batch norm shares, which their later work (dual-domain-at) holds to be right.
     """
 
     beta: Positive
     reduction: Literal["batchmean", "mean"] = "batchmean"
+    sequence: Literal["separate", "concatenated"] = "separate"
 
     def perturb(self, batch: Batch) -> Perturbation:
         with torch.no_grad(), frozen(batch.model, batch.attack.batchnorm):
@@ -27,11 +30,13 @@ class TRADES(Defense):
         def divergence(logits: Tensor, rows: Tensor) -> Tensor:
             return F.kl_div(logits.log_softmax(dim=1), clean[rows], reduction="none").sum(dim=1)
 
-        start = batch.x + 0.001 * torch.randn_like(batch.x)
-        return batch.attack(batch.model, batch.x, divergence, start=start)
+        return batch.attack(batch.model, batch.x, divergence, start=normal_start(batch.x))
 
     def outer_loss(self, batch: Batch, found: Perturbation) -> Tensor:
-        clean, adversarial = batch.model(batch.x), batch.model(found.x)
+        if self.sequence == "separate":
+            clean, adversarial = batch.model(batch.x), batch.model(found.x)
+        else:
+            clean, adversarial = batch.model(torch.cat([batch.x, found.x])).chunk(2)
         divergence = F.kl_div(adversarial.log_softmax(dim=1), clean.softmax(dim=1), reduction="batchmean")
         beta = self.beta if self.reduction == "batchmean" else self.beta / clean.shape[1]
         return F.cross_entropy(clean, batch.y) + beta * divergence
