@@ -1,0 +1,35 @@
+"""Every dataset file serves every defense, at its own number of epochs and at another."""
+
+import pytest
+from studies import REPOSITORY
+
+from sat_core import defenses
+from sat_core.runs.check import check
+from sat_core.study import Study, defense_names
+
+DATASETS = sorted(path.stem for path in (REPOSITORY / "config/datasets").glob("*.yaml"))
+PROTOCOL = {
+    **dict.fromkeys(("cifar10", "cifar10-images", "cifar100", "imagenette"), ([30, 70], 80)),
+    **dict.fromkeys(("mnist", "fashion"), ([30, 45, 60], 30)),
+    "mnist-10k": ([9, 13, 17], 9),
+    "digits": ([13, 19, 26], 13),
+}
+"""The curriculum's epochs and Dynamic's horizon, as the protocols have them."""
+
+
+@pytest.mark.parametrize("defense", sorted(defense_names()))
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_eight_epochs_alone_are_a_study(write_study, dataset, defense):
+    model = "resnet34" if dataset == "imagenette" else "preactresnet18" if "cifar" in dataset else "cnn"
+    table = {"dataset": dataset, "models": [model], "defenses": [defense], "epsilons": ["8/255"]}
+    eight = {"set": {"training": {"epochs": 8, "milestones": []}}}
+    study = Study(write_study({"tables": {"one": table}, "overrides": [eight]}))
+    check(study, study.runs)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_shares_mean_the_epochs_of_the_protocol(write_study, dataset):
+    table = {"dataset": dataset, "models": ["cnn"], "defenses": ["psat", "hsat", "dynamic"], "epsilons": [0.1]}
+    study = Study(write_study({"tables": {"one": table}}))
+    psat, hsat, dynamic = (defenses.build(run.base, run.options, run.training.epochs) for run in study.runs)
+    assert (psat.curriculum.epochs, dynamic.horizon) == PROTOCOL[dataset] and hsat.curriculum == psat.curriculum
