@@ -17,8 +17,8 @@ from sat_core.study import Run, RunId, Study
 from sat_core.study.file import Table
 from sat_core.study.reading import read_yaml
 
-PAPER = Path(__file__).with_name("paper.yaml")
-"""What others have published, with its sources."""
+PAPER, OTHERS = (Path(__file__).with_name(name) for name in ("paper.yaml", "others.yaml"))
+"""What the paper's authors have published, and what others have, with its sources."""
 ADDRESS = ["model", "defense", "epsilon", "seed"]
 AFTER = {"clean": "Clean", "apgd-ce": "APGD-CE", "apgd-t": "+ APGD-T", "fab-t": "+ FAB-T", "robust": "+ Square"}
 """Accuracies in the order in which AutoAttack wears them down, and their titles; after Square it is the robust one."""
@@ -150,7 +150,7 @@ def interval(mean: float, std: float, seeds: int, images: int) -> tuple[float, f
 def published() -> dict[tuple[str, str, str, Fraction, str], dict[str, Any]]:
     """(dataset, model, defense, epsilon, accuracy) -> columns of the csv: the number in %, its source, if trivial."""
     numbers: dict[tuple[str, str, str, Fraction, str], dict[str, Any]] = {}
-    for table in read_yaml(PAPER):
+    for table in [*read_yaml(PAPER), *read_yaml(OTHERS)]:
         for epsilon, defenses in table["accuracy"].items():
             for defense, values in defenses.items():
                 for name in values.keys() & AFTER.keys():

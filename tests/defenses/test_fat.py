@@ -4,6 +4,7 @@ import pytest
 import torch
 from restated import EPOCHS, defense, differences, in_ball, make_batch, near, perturbed, plain_pgd, same
 
+from sat_core import attacks
 from sat_core.attacks import uniform_start
 from sat_core.defenses import build
 from sat_core.errors import ConfigError
@@ -77,3 +78,10 @@ def test_its_loss_is_the_cross_entropy():
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ConfigError, match="options of defense 'fat'"):
         build("fat", options, EPOCHS)
+
+
+def test_it_does_not_matter_how_long_a_stopped_sample_stays_in_the_batch(monkeypatch):
+    batch, fat = make_batch(n=40), defense("fat", tau=1, rises=[], **QUIET)
+    alone = perturbed(batch, fat)
+    monkeypatch.setitem(attacks.GRANULE, "cpu", 16)
+    assert same(alone, perturbed(batch, fat))

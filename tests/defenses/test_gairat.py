@@ -40,6 +40,7 @@ def test_before_its_time_it_is_madrys_bit_for_bit():
     ours, theirs = perturbed(batch, gairat), perturbed(batch, madry)
     assert same(ours, theirs)
     assert torch.equal(gairat.outer_loss(batch, ours), madry.outer_loss(batch, theirs))
+    assert ours.weights is None is not perturbed(make_batch(epoch=4), gairat).weights
 
 
 def test_its_attack_is_madrys_bit_for_bit_at_all_times():
