@@ -7,14 +7,16 @@ import sys
 
 import pytest
 import torch
+from helpers import TINY
 
 from sat_core import models
+from sat_core.attacks import PGD
+from sat_core.defenses import Batch, build
 from sat_core.errors import ConfigError
-from sat_core.study import Study
-from sat_core.study.settings import Data
-from sat_core.defenses import build
 from sat_core.models.cnn import FoldingConv2d
 from sat_core.runs.trainer import Trainer
+from sat_core.study import Study
+from sat_core.study.settings import Data
 
 SHAPES = {
     "digits": Data(source="digits", image=(1, 8, 8), classes=10),
@@ -43,33 +45,28 @@ FIT = {
 @pytest.mark.parametrize(("name", "dataset"), COUNTS)
 def test_parameter_counts_are_the_public_ones(name, dataset):
     with torch.device("meta"):
-        model = models.build(name, SHAPES[dataset])
+        model = models.build(name, **SHAPES[dataset].network)
     assert sum(p.numel() for p in model.parameters()) == COUNTS[name, dataset]
 
 
 @pytest.mark.parametrize("dataset", SHAPES)
 def test_a_model_that_does_not_fit_is_refused_before_work(dataset):
-    for name in models.BUILDERS:
+    for name in sorted(models.names()):
         if name in FIT[dataset]:
-            models.check(name, SHAPES[dataset])
+            models.check(name, **SHAPES[dataset].network)
         else:
             with pytest.raises(ConfigError, match=f"model '{name}' does not fit images of"):
-                models.check(name, SHAPES[dataset])
+                models.check(name, **SHAPES[dataset].network)
 
 
 @pytest.mark.parametrize("dataset", SHAPES)
 def test_every_pair_that_fits_does_one_step_on_two_images(dataset):
     """P-SAT, so that the attack's forward and backward, the rule and the step all run."""
-    from sat_core.attacks import PGD
-    from sat_core.study.settings import Training
-    from sat_core.defenses import Batch
-
     data = SHAPES[dataset]
-    training = Training(epochs=2, lr=0.1)
-    psat = build("psat", {"curriculum": {"kind": "steps", "epochs": [0]}}, training)
+    psat = build("psat", {"curriculum": {"kind": "steps", "epochs": [0]}}, 2)
     for name in FIT[dataset]:
         torch.manual_seed(0)
-        model = models.build(name, data)
+        model = models.build(name, **data.network)
         x, y = torch.rand(2, *data.image), torch.tensor([0, data.classes - 1])
         batch = Batch(model, x, y, torch.arange(2), data.classes, 0, PGD(0.1, 0.05, 1))
         loss = psat.outer_loss(batch, psat.perturb(batch))
@@ -82,12 +79,10 @@ def test_normalisation_lives_inside_the_model():
     model = models.Normalized(torch.nn.Identity(), [0.2, 0.4], [0.5, 0.25])
     x = torch.tensor([0.7, 0.4]).view(1, 2, 1, 1)
     assert torch.allclose(model(x).flatten(), torch.tensor([1.0, 0.0]))
-    assert list(models.build("cnn", SHAPES["mnist"]).state_dict())[:2] == ["mean", "std"]
+    assert list(models.build("cnn", **SHAPES["mnist"].network).state_dict())[:2] == ["mean", "std"]
 
 
 def test_batch_norm_mode_of_the_attack_is_a_choice_that_matters(write_study):
-    from studies import TINY
-
     study = TINY | {"overrides": [*TINY["overrides"], {"set": {"attack": {"batchnorm": "train"}}}]}
     study["tables"] = {"digits": TINY["tables"]["digits"] | {"models": ["preactresnet18"], "defenses": ["psat"]}}
     address = "digits/preactresnet18/psat/eps0.3/seed0"
@@ -97,8 +92,6 @@ def test_batch_norm_mode_of_the_attack_is_a_choice_that_matters(write_study):
         batch = next(trainer.train_images.batches(torch.arange(8), 8))
         before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
         torch.manual_seed(1)
-        from sat_core.defenses import Batch
-
         index, x, y = batch
         found.append(trainer.defense.perturb(Batch(trainer.model, x, y, index, 10, 1, trainer.attack, {})).x)
         assert all(torch.equal(before[k], v) for k, v in trainer.model.state_dict().items())
@@ -127,7 +120,7 @@ def test_a_folded_convolution_is_the_plain_one_and_so_are_its_gradients(n):
 
 def test_bfloat16_is_of_the_layers_alone_and_evaluation_knows_nothing_of_it():
     torch.manual_seed(0)
-    model, x = models.build("cnn", SHAPES["mnist"]).eval(), torch.rand(4, 1, 28, 28)
+    model, x = models.build("cnn", **SHAPES["mnist"].network).eval(), torch.rand(4, 1, 28, 28)
     exact = model(x)
     models.compute_in("bfloat16", model)
     seen = []
@@ -142,15 +135,13 @@ def test_bfloat16_is_of_the_layers_alone_and_evaluation_knows_nothing_of_it():
 
 def test_layers_of_four_axes_lie_channels_last():
     for name, data in (("cnn", SHAPES["mnist"]), ("preactresnet18", SHAPES["cifar10"])):
-        model = models.build(name, data)
+        model = models.build(name, **data.network)
         assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4)
 
 
 @pytest.mark.parametrize("compiler", [True, False])
 def test_a_compiled_network_trains_as_it_is_written(write_study, compiler):
     """In a process of its own, since compilation changes settings of the process; shapes change as samples stop."""
-    from studies import TINY
-
     if compiler and not shutil.which("g++"):
         pytest.skip("there is no g++")
     code = """
@@ -183,8 +174,6 @@ print("compiled graphs:", torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def test_hsat_says_that_it_cannot_be_compiled(write_study):
-    from studies import TINY
-
     override = {"training": {"compile": True}, "options": {"curriculum": {"kind": "steps", "epochs": [0, 1]}}}
     study = TINY | {"overrides": [TINY["overrides"][0], {"set": override}]}
     study["tables"] = {"digits": TINY["tables"]["digits"] | {"defenses": ["hsat"]}}

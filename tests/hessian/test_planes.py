@@ -1,29 +1,17 @@
-"""Landscapes: the centre is the run, the axes are what they claim, and pictures come of them."""
+"""Planes through a loss: the axes are what they claim."""
 
-import copy
-import random
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from studies import TINY
 from torch import Tensor, nn
 
-from sat_core import evaluation, figures, training
-from sat_core.__main__ import main
-from sat_core.errors import ConfigError
-from sat_core.study import Study
-from sat_core.hessian.objective import Objective
-from sat_core.runs.sample import sample
-from sat_core.runs.files import write_json
-from sat_core.report.kinds import FIGURES
 from sat_core.hessian.lanczos import top_eigenpairs
+from sat_core.hessian.objective import Objective
 from sat_core.hessian.planes import ImagePlane, grid, random_directions, weight_plane
 from sat_core.models.small import small
-
-ADDRESS = "digits/cnn/madry/eps0.3/seed0"
 
 
 @dataclass
@@ -90,59 +78,3 @@ def test_the_input_plane_is_the_gradients_sign_in_epsilons():
         assert plane(u, 0.0)[0] == pytest.approx(expected.item(), rel=1e-5)
     assert plane.second.abs().unique().tolist() == pytest.approx([0.1])
     assert torch.equal(plane.second, ImagePlane(model.apply(nn.Module.eval), x, 9 - y, 0.1, 0, 9).second)
-
-
-@pytest.fixture
-def study(write_study):
-    content = copy.deepcopy(TINY)
-    content["tables"]["digits"] |= {"curvature": ["madry", "psat"], "landscapes": ["madry", "psat"]}
-    settings = {"curvature": {"images": 40, "batch_size": 32}, "landscape": {"points": 5, "reattack": 3}}
-    content["overrides"].append({"set": settings})
-    return Study(write_study(content))
-
-
-def test_the_centre_is_the_runs_own_loss_and_figures_come_of_what_there_is(study):
-    run = study.run(ADDRESS)
-    training.train(run)
-    assert main(["curvature", "--study", str(study.path), "--run", ADDRESS]) == 0
-    assert main(["landscape", "--study", str(study.path), "--run", ADDRESS]) == 0
-    selected = figures.read_json(run.folder / "curvature.json")["selected"]
-    with np.load(run.folder / "landscape.npz") as file:
-        content = dict(file)
-    assert content["lambda_max"] == pytest.approx(selected["lambda_max"], rel=1e-3)
-    for plane, points in (("random", 5), ("hessian", 5), ("reattacked", 3)):
-        loss, accuracy = content[f"{plane}_loss"], content[f"{plane}_accuracy"]
-        assert loss.shape == (points, points)
-        assert loss[points // 2, points // 2] == pytest.approx(selected["loss"], rel=1e-6)
-        assert accuracy[points // 2, points // 2] == selected["adversarial"]
-    device = torch.device("cpu")
-    x, y = sample(run, device)
-    logits = evaluation.trained_model(run, device)[0](x)
-    assert content["input_loss"][2, 2] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-6)
-    assert content["input_accuracy"][2, 2] == selected["clean"]
-    corner, attacked = content["random_loss"][0, 0], content["reattacked_loss"][0, 0]
-    assert attacked > corner  # images made for those weights do more harm than the centre's
-    for kind in FIGURES:
-        if kind not in ("curves", "tradeoff", "examples"):
-            assert figures.write_figure(study, "digits", kind).stat().st_size > 10_000
-    for name, kind in (("landscape.npz", "landscape"), ("curvature.json", "curvature")):
-        path = run.folder / name
-        whole = path.read_bytes()
-        for length in [*random.Random(0).sample(range(len(whole) - 2), 19), len(whole) - 2]:  # the last is a newline
-            path.write_bytes(whole[:length])
-            with pytest.raises(ConfigError, match="damaged") as told:
-                figures.write_figure(study, "digits", kind)
-            assert str(path) in str(told.value)
-        path.write_bytes(whole)
-    known = list(figures.existing(study, [run.id], "curvature.json", figures.read_json))
-    record = figures.read_json(run.folder / "run.json")
-    record["files"]["model.safetensors"] = "those of another training"
-    write_json(run.folder / "run.json", record)
-    read = {"curvature.json": figures.read_json, "landscape.npz": figures.read_arrays}
-    assert known == [run.id] and not any(figures.existing(study, [run.id], *file) for file in read.items())
-
-
-def test_figures_of_nothing_are_drawn_all_the_same(study):
-    assert set(FIGURES) == set(figures.KINDS)
-    for kind in FIGURES:
-        assert figures.write_figure(study, "digits", kind).exists()

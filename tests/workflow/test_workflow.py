@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from studies import REPOSITORY, TINY
+from helpers import REPOSITORY, TINY
 
 from sat_core.report.kinds import FIGURES
 

@@ -8,13 +8,13 @@ import re
 import jsonschema
 import pytest
 import yaml
-from studies import REPOSITORY, TINY
+from helpers import REPOSITORY, TINY
 
 from sat_core.__main__ import main
 from sat_core.errors import ConfigError
+from sat_core.runs.check import check
 from sat_core.study import RunId, Study, defense_names
 from sat_core.study.address import Epsilon
-from sat_core.runs.check import check
 
 
 def changed(path: str, value: object) -> dict:

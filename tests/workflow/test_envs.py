@@ -5,7 +5,7 @@ import re
 import tomllib
 
 import yaml
-from studies import REPOSITORY
+from helpers import REPOSITORY
 
 
 def test_every_pin_is_that_of_the_lock_and_nothing_is_left_open():
