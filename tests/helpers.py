@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from sat_core.autoattack import ATTACKS
+from sat_core.judge import ATTACKS
 from sat_core.runs import folder
 from sat_core.runs.files import checksum, write_json
 from sat_core.study import Run

@@ -14,6 +14,7 @@ from sat_core.attacks import PGD
 from sat_core.defenses import Batch, build
 from sat_core.errors import ConfigError
 from sat_core.models.cnn import FoldingConv2d
+from sat_core.runs.check import check
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Study
 from sat_core.study.settings import Data
@@ -148,6 +149,7 @@ def test_a_compiled_network_trains_as_it_is_written(write_study, compiler):
 import sys
 import torch
 from sat_core.study import Study
+from sat_core.runs.check import check
 from sat_core.runs.trainer import Trainer
 
 found = []
@@ -177,5 +179,6 @@ def test_hsat_says_that_it_cannot_be_compiled(write_study):
     override = {"training": {"compile": True}, "options": {"curriculum": {"kind": "steps", "epochs": [0, 1]}}}
     study = TINY | {"overrides": [TINY["overrides"][0], {"set": override}]}
     study["tables"] = {"digits": TINY["tables"]["digits"] | {"defenses": ["hsat"]}}
+    loaded = Study(write_study(study))
     with pytest.raises(ConfigError, match="compile"):
-        Trainer(Study(write_study(study)).run("digits/cnn/hsat/eps0.3/seed0"), torch.device("cpu"))
+        check(loaded, loaded.runs)

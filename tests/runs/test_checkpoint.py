@@ -1,5 +1,6 @@
 """Checkpoints that may not be used: of another configuration, of a stranger, damaged."""
 
+import copy
 import hashlib
 import io
 import pickle
@@ -23,7 +24,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_name(judged, caplog
     trainer.epoch = 2
     forget(run, "train")
     checkpoint.previous(run.folder / "checkpoint.pt").unlink()
-    other = folder.present(run, "train")
+    other = copy.deepcopy(folder.present(run, "train"))
     other["settings"]["training.lr"] = 0.1
     other["code"]["attacks"] = "another"
     for _ in range(2):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sat_core.__main__ import main
 from sat_core.errors import ConfigError
-from sat_core.runs import images
+from sat_core.runs import folder, images
 from sat_core.runs.check import check
 from sat_core.runs.data import _checked, load, prepare
 from sat_core.runs.images import Images
@@ -74,12 +74,22 @@ def test_an_image_folder_needs_yaml_alone(folder_study, tmp_path):
 
 def test_the_prepared_file_is_made_once_and_again_when_damaged(folder_study, tmp_path):
     run = one_run(folder_study())
-    path = prepare(run)
+    record, path = prepare(run), folder.data_file(run)
     before = path.stat().st_mtime_ns
-    assert prepare(run).stat().st_mtime_ns == before
+    assert prepare(run) == record and path.stat().st_mtime_ns == before
     path.write_bytes(path.read_bytes()[:100])
-    prepare(run)
+    assert prepare(run) == record
     assert len(load(run, "train")[0]) == 72
+
+
+def test_prepared_images_that_changed_are_told(folder_study):
+    run = one_run(folder_study())
+    prepare(run)
+    content = bytearray(folder.data_file(run).read_bytes())
+    content[-1] ^= 1
+    folder.data_file(run).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"pets.safetensors is damaged: its \w+ images changed; delete it"):
+        load(run, "train", "validation", "test")
 
 
 def test_a_sample_of_the_training_images_is_even_over_the_classes(folder_study):

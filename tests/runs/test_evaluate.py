@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pyautoattack
@@ -11,7 +12,7 @@ import torch
 from helpers import PSAT, forget, results
 
 from sat_core.__main__ import main
-from sat_core.autoattack import attack_standing
+from sat_core.judge import attack_standing
 from sat_core.runs.data import load
 from sat_core.runs.evaluate import PARTS, evaluate
 from sat_core.runs.files import read_json, write_json
@@ -19,9 +20,17 @@ from sat_core.runs.network import trained_model
 from sat_core.study import Study
 
 
-def test_evaluation_agrees_with_autoattack_run_whole(judged, write_study):
+@pytest.fixture
+def trained(judged, write_study):
+    """P-SAT's run, trained, and to be judged in one block."""
     run = Study(write_study()).run(PSAT)
-    shutil.copytree("judged/results", "results")  # trained, and judged in smaller blocks
+    shutil.copytree(Path("judged", judged.folder), judged.folder)
+    forget(run, "evaluate")
+    return run
+
+
+def test_evaluation_agrees_with_autoattack_run_whole(trained):
+    run = trained
     evaluate(run)
     table = pd.read_csv(run.folder / "autoattack.csv", keep_default_na=False)
     summary = json.loads((run.folder / "autoattack.json").read_text())
@@ -48,9 +57,8 @@ def test_evaluating_an_untrained_run_says_what_to_do(tiny, capsys):
     assert "the run is not trained yet; `train` it first" in capsys.readouterr().err
 
 
-def test_out_of_gpu_memory_in_evaluation_halves_the_batch(judged, monkeypatch, caplog):
-    run = judged.run(PSAT)
-    forget(run, "evaluate")
+def test_out_of_gpu_memory_in_evaluation_halves_the_batch(trained, monkeypatch, caplog):
+    run = trained
     model = trained_model(run, torch.device("cpu"))[0]
     x, y = load(run, "test")[0].batch(slice(12))
     sizes, original = [], pyautoattack.AutoAttack.run_standard_evaluation

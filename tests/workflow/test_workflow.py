@@ -1,59 +1,35 @@
 """The real Snakemake on a real, small study: what runs, what runs again, and what does not."""
 
 import copy
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
-from helpers import REPOSITORY, TINY
+from helpers import MADRY, PSAT, TINY, Project, jobs
 
 from sat_core.report.kinds import FIGURES
-
-SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A copy of the project with a tiny study that has been run once."""
-    folder = tmp_path_factory.mktemp("project")
-    for part in ("sat_core", "workflow", "config", "profiles", "slurm", "envs"):
-        shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     study = copy.deepcopy(TINY)
     study["tables"]["digits"] |= {"curvature": ["psat"], "landscapes": ["psat"]}
     study["overrides"].append({"set": {"curvature": {"images": 20, "steps": 3}, "landscape": {"points": 3}}})
-    (folder / "config/tiny.yaml").write_text(yaml.safe_dump(study))
-    assert "(100%) done" in snakemake(folder)
-    return folder
-
-
-def snakemake(folder: Path, *arguments: str, status: int = 0) -> str:
-    command = [SNAKEMAKE, "--configfile", "config/tiny.yaml", *arguments]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=500)
-    output = result.stdout + result.stderr
-    assert result.returncode == status, output
-    return output
-
-
-def jobs(output: str) -> dict[str, int]:
-    """Rule -> number of jobs, from the statistics that a dry run prints."""
-    lines = output.partition("Job stats:")[2].splitlines()[3:]
-    rows = [line.split() for line in lines[: next(i for i, line in enumerate(lines) if not line.strip())]]
-    return {row[0]: int(row[1]) for row in rows if row[0] not in ("total", "all")}
+    made = Project(tmp_path_factory.mktemp("project") / "here", study, "tiny")
+    assert "(100%) done" in made.snakemake()
+    return made
 
 
 def test_everything_promised_is_there(project):
-    results = project / "results/tiny"
-    run = results / "runs/digits/cnn/psat/eps0.3/seed0"
+    results = project.results
+    run = results / "runs" / PSAT
     for name in ("run.json", "history.csv", "checkpoint.pt", "model.safetensors", "autoattack.csv", "autoattack.json"):
         assert (run / name).stat().st_size > 0
     assert (run / "examples.npz").stat().st_size > 0
     assert "<dt>runs complete</dt><dd>2 of 2</dd>" in (results / "report.html").read_text()
-    for name in ("curvature.json", "landscape.npz"):  # asked for of one of the two
+    for name in ("curvature.json", "landscape.npz", "landscape.json"):  # asked for of one of the two
         assert (run / name).stat().st_size > 0
-        assert not (results / "runs/digits/cnn/madry/eps0.3/seed0" / name).exists()
+        assert not (results / "runs" / MADRY / name).exists()
     for name in ("digits", "digits-attacks", "digits-cost"):
         for suffix in ("csv", "md", "tex", "html"):
             assert (results / f"tables/{name}.{suffix}").stat().st_size > 0
@@ -63,70 +39,90 @@ def test_everything_promised_is_there(project):
 
 
 def test_a_second_run_has_nothing_to_do(project):
-    assert "Nothing to be done" in snakemake(project)
+    assert "Nothing to be done" in project.snakemake()
 
 
 def test_snakemakes_own_report_has_every_figure_with_its_caption(project):
-    assert "Report created" in snakemake(project, "--report", "snakemake.html")
-    text = (project / "snakemake.html").read_text()
+    assert "Report created" in project.snakemake("--report", "snakemake.html")
+    text = (project.folder / "snakemake.html").read_text()
     for kind in set(FIGURES) - {"landscape-reattacked"}:
         assert f"digits-{kind}.png" in text and FIGURES[kind].caption.split(".")[0] in text
     assert "digits.html" in text and "report.html" in text
 
 
-def test_a_deleted_result_is_redone_without_training(project):
-    result = project / "results/tiny/runs/digits/cnn/madry/eps0.3/seed0/autoattack.json"
-    content = result.read_text()
+def test_a_deleted_result_is_put_back_and_not_made_again(project):
+    result = project.results / "runs" / MADRY / "autoattack.json"
+    content, tables = result.read_bytes(), {path: path.read_bytes() for path in (project.results / "tables").glob("*")}
     result.unlink()
-    assert jobs(snakemake(project, "-n")) == {"evaluate": 1, "table": 1, "figure": 2, "report": 1}
-    result.write_text(content)
-    snakemake(project, "--touch")
+    assert jobs(project.snakemake("-n")) == {"evaluate": 1, "table": 1, "figure": 2, "report": 1}
+    project.snakemake()
+    assert result.read_bytes() == content
+    log = (project.results / "logs/evaluate" / f"{MADRY}.log").read_text()
+    assert "was finished before and is put back" in log and "judged" not in log
+    assert {path: path.read_bytes() for path in tables} == tables
+    assert "Nothing to be done" in project.snakemake("-n")
 
 
-def test_a_change_in_the_source_reruns_what_it_touches_and_a_comment_nothing(project):
-    source = project / "sat_core/defenses/psat.py"
+def test_what_is_put_back_takes_no_second_of_work(project):
+    run = project.results / "runs" / PSAT
+    for name in ("run.json", "model.safetensors", "history.csv"):
+        (run / name).unlink()
+    seconds = "import time; began = time.perf_counter(); main(sys.argv[1:]); print(time.perf_counter() - began)"
+    words = ["train", "--study", "config/tiny.yaml", "--run", PSAT]
+    said = project.python("-c", f"import sys; from sat_core.__main__ import main; {seconds}", *words)
+    assert float(said) < 1
+    assert "Nothing to be done" in project.snakemake("-n")
+
+
+def test_a_change_in_how_tables_are_made_remakes_them_and_trains_nothing(project):
+    source = project.folder / "sat_core/report/tables.py"
     original = source.read_text()
     source.write_text(original + "\n# a comment changes nothing\n")
-    assert "Nothing to be done" in snakemake(project, "-n")
+    assert "Nothing to be done" in project.snakemake("-n")
     source.write_text(original + "\nEXTRA = 1\n")
-    assert jobs(snakemake(project, "-n"))["train"] == 1
+    said = project.snakemake("-n")
+    assert jobs(said) == {"table": 1, "report": 1}
+    assert "tables/digits again: its results, its settings or its code are others" in said
     source.write_text(original)
-    tables = project / "sat_core/tables.py"
-    original = tables.read_text()
-    tables.write_text(original + "\nEXTRA = 1\n")
-    assert jobs(snakemake(project, "-n")) == {"table": 1, "figure": 8, "report": 1}
-    tables.write_text(original)
 
 
 def test_after_a_failure_there_are_tables_with_blanks_and_once_mended_whole_ones(project):
-    path = project / "config/failing.yaml"
+    path = project.study("failing")
     diverging = {"where": {"defense": "psat"}, "set": {"training": {"lr": 1e20}}}
     path.write_text(yaml.safe_dump(TINY | {"overrides": [*TINY["overrides"], diverging]}))
-    output = snakemake(project, "--configfile", "config/failing.yaml", status=1)
+    output = project.snakemake("--configfile", "config/failing.yaml", status=1)
     assert "training diverged" in output
-    markdown = project / "results/failing/tables/digits.md"
+    markdown = project.folder / "results/failing/tables/digits.md"
     text = markdown.read_text()
     assert "| psat      | — " in text and "| madry     | —" not in text and "1 of 2 runs is missing" in text
-    report = project / "results/failing/report.html"
+    report = project.folder / "results/failing/report.html"
     assert "its log ends with “error: training diverged" in report.read_text()
     path.write_text(yaml.safe_dump(TINY))
-    snakemake(project, "--configfile", "config/failing.yaml")
+    project.snakemake("--configfile", "config/failing.yaml")
     assert "—" not in markdown.read_text() and "<dd>2 of 2</dd>" in report.read_text()
-    assert "Nothing to be done" in snakemake(project, "--configfile", "config/failing.yaml")
+    assert "Nothing to be done" in project.snakemake("--configfile", "config/failing.yaml")
 
 
 def test_a_bad_study_stops_before_the_dag(project):
-    bad = project / "config/bad.yaml"
+    bad = project.study("bad")
     bad.write_text(yaml.safe_dump({"tables": {"t": TINY["tables"]["digits"] | {"defenses": ["madri"]}}}))
-    output = snakemake(project, "--configfile", "config/bad.yaml", status=1)
+    output = project.snakemake("--configfile", "config/bad.yaml", status=1)
     assert "unknown defense 'madri'; did you mean 'madry'?" in output
     assert "Traceback" not in output and "Building DAG" not in output
-    assert not (project / "results/bad").exists()
+    assert not (project.folder / "results/bad").exists()
 
 
 def test_a_pin_file_is_refused_because_a_broken_one_would_only_warn(project):
-    pins = project / "envs/sat-core.linux-64.pin.txt"
+    pins = project.folder / "envs/sat-core.linux-64.pin.txt"
     pins.write_text("@EXPLICIT\n")
-    output = snakemake(project, "-n", status=1)
+    output = project.snakemake("-n", status=1)
     assert "pin files are not used here" in output and "Traceback" not in output
     pins.unlink()
+
+
+def test_a_config_that_nobody_would_read_is_refused(project):
+    said = project.snakemake("-n", "--config", "max_minuets=10", status=1)
+    assert "--config: unknown key 'max_minuets'; did you mean 'max_minutes'?" in said and "Traceback" not in said
+    said = project.snakemake("-n", "--config", "overrides=[]", status=1)
+    assert "--config overrides: a study is changed in its file" in said and "Traceback" not in said
+    assert "Nothing to be done" in project.snakemake("-n", "--config", "max_minutes=10")
