@@ -70,7 +70,7 @@ format: $(READY)  ## apply the formatters
 	ruff format .
 	snakefmt workflow
 
-schemas: $(READY)  ## write workflow/schemas from sat_core/config.py
+schemas: $(READY)  ## write workflow/schemas and docs/settings.md from sat_core/study
 	python workflow/schemas/refresh.py
 
 envs: $(READY)  ## write envs/sat-core.yaml from uv.lock

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import yaml
@@ -45,6 +47,14 @@ TINY = {
 }
 MADRY, PSAT = (f"digits/cnn/{defense}/eps0.3/seed0" for defense in ("madry", "psat"))
 """The two runs of it."""
+
+
+def script(path: str) -> ModuleType:
+    """A Python file of the project that belongs to no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, REPOSITORY / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run_epoch(trainer) -> None:
