@@ -38,7 +38,7 @@ cluster: $(READY)  ## the tests on a private SLURM (skipped where it is not inst
 	python -m pytest tests/slurm tests/conda
 
 soak: $(READY)  ## kill training and evaluation 100 times, at random; about 10 minutes
-	python -m pytest -m slow tests/test_reliability.py
+	python -m pytest -m slow tests/workflow
 	python tests/soak.py
 
 bench: $(READY)  ## time training steps against their floors and torchattacks, and what a curriculum saves; 30 minutes
