@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from helpers import MADRY, PSAT, TINY
 
 from sat_core.__main__ import main
 from sat_core.study import Study
 
+torch.set_num_threads(1)  # several workers share the processors; runs set what they need
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are compared bit for bit, which is promised for the processor
 
 
@@ -55,13 +57,13 @@ def made_once(folder: Path, study: dict, *verbs: str, run: str) -> Path:
 def judged_once(tmp_path_factory) -> Path:
     study = copy.deepcopy(TINY)
     study["tables"]["digits"]["defenses"] = ["psat"]
-    study["overrides"].append({"set": {"evaluation": {"batch_size": 5}}})
+    study["overrides"].append({"set": {"evaluation": {"images": 6, "batch_size": 2}}})
     return made_once(tmp_path_factory.mktemp("judged"), study, "train", "evaluate", run=PSAT)
 
 
 @pytest.fixture
 def judged(judged_once, tmp_path, monkeypatch) -> Study:
-    """A study of P-SAT's run alone, trained and judged in blocks of 5 images; a copy of one's own."""
+    """A study of P-SAT's run alone, trained and judged in three blocks of two images; a copy of one's own."""
     shutil.copytree(judged_once, tmp_path / "judged")
     monkeypatch.chdir(tmp_path / "judged")
     return Study("tiny.yaml")

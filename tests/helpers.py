@@ -131,7 +131,7 @@ class Project:
         path = os.pathsep.join([str(SNAKEMAKE.parent), environment["PATH"]])
         with (self.folder / "said").open("wb") as said:
             return subprocess.Popen(
-                [SNAKEMAKE, *named, *arguments],
+                [SNAKEMAKE, *arguments, *named],
                 cwd=self.folder,
                 env=environment | {"PATH": path},
                 stdout=said,

@@ -29,7 +29,7 @@ def test_steps_rise_by_equal_parts_at_their_epochs():
 
 def test_linear_rises_between_its_epochs():
     cifar = Curriculum(kind="linear", epochs=[30, 70], stop=0.4)
-    assert [cifar(e) for e in (0, 30, 50, 70, 99)] == pytest.approx([0, 0, 0.2, 0.4, 0.4])
+    assert [cifar(e) for e in (0, 29, 30, 50, 68, 69, 99)] == pytest.approx([0, 0, 0.01, 0.21, 0.39, 0.4, 0.4])
 
 
 @pytest.mark.parametrize(

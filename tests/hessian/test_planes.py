@@ -48,9 +48,11 @@ def test_the_hessian_planes_axes_have_the_curvature_they_claim():
 
 def test_random_directions_have_the_norm_of_every_filter_and_spare_one_dimensional_parameters():
     torch.manual_seed(0)
-    nets = [nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 5)) for _ in range(2)]
+    nets = [
+        nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 5)).eval() for _ in range(2)
+    ]
     x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
-    objectives = [Objective(net, x, y, 2) for net in nets]
+    objectives = [Objective(net.eval(), x, y, 2) for net in nets]
     both = [[o.weights(d) for d in random_directions(o, seed=3)] for o in objectives]
     for net, directions in zip(nets, both, strict=True):
         for direction in directions:

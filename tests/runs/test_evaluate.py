@@ -113,7 +113,7 @@ def test_a_block_of_other_weights_is_judged_again(judged):
     forget(run, "evaluate")
     evaluate(run, (1, 3))
     block = run.folder / PARTS / "block0000.json"
-    write_json(block, read_json(block) | {"weights": "others", "broken_by": [""] * 5})
+    write_json(block, read_json(block) | {"weights": "others", "broken_by": [""] * 2})
     evaluate(run)
     assert results(run) == expected
 
