@@ -208,6 +208,7 @@ class Trainer:
             setattr(self, name, state[name])
         for name in self.MODULES:
             getattr(self, name).load_state_dict(state[name])
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # in another process: else torch warns
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.sums = self.sums.to(self.device)
