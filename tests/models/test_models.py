@@ -29,6 +29,7 @@ SHAPES = {
 }
 COUNTS = {
     ("cnn", "mnist"): 64 * 65 + 128 * (64 * 36 + 1) + 128 * (128 * 25 + 1) + 10 * 2049,
+    ("smallcnn", "mnist"): 312_202,
     ("preactresnet18", "cifar10"): 11_172_170,
     ("wrn-34-10", "cifar10"): 46_160_474,
     ("vgg16bn", "cifar10"): 14_728_266,
@@ -37,7 +38,7 @@ COUNTS = {
 }
 FIT = {
     "digits": {"cnn", "small", "convsmall", "preactresnet18", "wrn-34-10", "densenet121"},
-    "mnist": {"cnn", "small", "convsmall", "preactresnet18", "wrn-34-10", "densenet121"},
+    "mnist": {"cnn", "smallcnn", "small", "convsmall", "preactresnet18", "wrn-34-10", "densenet121"},
     "cifar10": {"small", "convsmall", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121"},
     "cifar100": {"small", "convsmall", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121"},
     "imagenette": {"small", "convsmall", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121", "resnet34"},

@@ -16,6 +16,7 @@ from sat_core.__main__ import main
 from sat_core.report.page import last_words, write_report
 from sat_core.runs.evaluate import EXAMPLES, evaluate
 from sat_core.runs.files import read_arrays, read_json, write_json
+from sat_core.runs.folder import KEPT
 from sat_core.runs.network import predict, trained_model
 from sat_core.runs.train import train
 from sat_core.study import Study
@@ -89,10 +90,12 @@ def test_it_never_shows_what_is_no_longer_there(study, page):
     verdict = study.run("digits/cnn/psat/eps0.3/seed0").folder / "autoattack.json"
     content, figure = read_json(verdict), study.folder / "figures/digits-tradeoff.png"
     cells, drawn = f"<td>{100 * content['clean']:.2f}</td><td>{100 * content['robust']:.2f}</td>", figure.read_bytes()
-    hidden = verdict.rename(verdict.with_suffix(".hidden"))
+    places = (verdict, verdict.parent / KEPT / verdict.name)
+    hidden = [path.rename(path.with_suffix(".hidden")) for path in places]
     without = written(study)
     assert cells in page and cells not in without and figure.read_bytes() != drawn
-    hidden.rename(verdict)
+    for path, place in zip(hidden, places, strict=True):
+        path.rename(place)
     assert written(study) == page
     assert figure.read_bytes() == drawn
 
@@ -132,6 +135,7 @@ def test_a_damaged_result_is_told_and_the_rest_is_shown(study, page):
     path.write_bytes(content[:-5])
     try:
         damaged = written(study)
+        assert main(["report", "--study", str(study.path)]) == 2
     finally:
         path.write_bytes(content)
     assert "<dt>runs complete</dt><dd>1 of 4</dd>" in damaged

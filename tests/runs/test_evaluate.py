@@ -112,7 +112,7 @@ def test_a_block_of_other_weights_is_judged_again(judged):
     expected = results(run)
     forget(run, "evaluate")
     evaluate(run, (1, 3))
-    block = run.folder / PARTS / "block0000.json"
+    block = run.folder / PARTS / "best0000.json"
     write_json(block, read_json(block) | {"weights": "others", "broken_by": [""] * 2})
     evaluate(run)
     assert results(run) == expected
@@ -123,7 +123,7 @@ def test_a_damaged_block_is_judged_again(judged, caplog):
     expected = results(run)
     forget(run, "evaluate")
     evaluate(run, (1, 3))
-    block = run.folder / PARTS / "block0000.json"
+    block = run.folder / PARTS / "best0000.json"
     block.write_text(block.read_text().replace("apgd-ce", "apgd-xx"))
     evaluate(run)
     assert "the block is judged again" in caplog.text
