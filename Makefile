@@ -38,7 +38,7 @@ cluster: $(READY)  ## the tests on a private SLURM (skipped where it is not inst
 	python -m pytest tests/slurm tests/conda
 
 soak: $(READY)  ## kill training and evaluation 100 times, at random; about 10 minutes
-	python -m pytest -m slow tests/test_reliability.py
+	python -m pytest -m slow tests/workflow
 	python tests/soak.py
 
 bench: $(READY)  ## time training steps against their floors and torchattacks, and what a curriculum saves; 30 minutes
@@ -70,7 +70,7 @@ format: $(READY)  ## apply the formatters
 	ruff format .
 	snakefmt workflow
 
-schemas: $(READY)  ## write workflow/schemas from sat_core/config.py
+schemas: $(READY)  ## write workflow/schemas and docs/settings.md from sat_core/study
 	python workflow/schemas/refresh.py
 
 envs: $(READY)  ## write envs/sat-core.yaml from uv.lock

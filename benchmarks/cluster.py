@@ -16,10 +16,10 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests/slurm"))
+sys.path.insert(0, str(ROOT / "tests"))
 
-from cluster import Cluster, missing  # noqa: E402
-from conftest import Project  # noqa: E402
+from helpers import Project  # noqa: E402
+from slurm.cluster import Cluster, missing  # noqa: E402
 
 INTERVAL = 5
 STUDY = {

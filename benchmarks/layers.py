@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 from steps import SHAPES, floor_parts, make_trainers, measure, plain, processes
 
-from sat_core import models, training
-from sat_core.study.settings import Data
+from sat_core import models
+from sat_core.runs import device
 
 NETWORKS = (
     ("cnn", (1, 28, 28), 128),
@@ -36,8 +36,7 @@ def main() -> None:
         torch.manual_seed(0)
         torch.compiler.reset()
         channels = image[0]
-        data = Data(source="folder", image=image, classes=10, mean=[0.5] * channels, std=[0.25] * channels)
-        folded = models.build(name, data)
+        folded = models.build(name, image, 10, mean=[0.5] * channels, std=[0.25] * channels)
         half = copy.deepcopy(folded)
         half.in_bfloat16 = True
         compiled = copy.deepcopy(half)
@@ -74,7 +73,7 @@ def memory(name: str) -> dict[str, object]:
 def madry(name: str, kept: bool) -> Callable[[], object]:
     """A step of Madry's, in the process that this is called in; on noise, 128 images or, of colour, 32."""
     if not kept:
-        training.keep_freed_memory = lambda: None
+        device.keep_freed_memory = lambda: None
     batch = 128 if SHAPES[name][0] == 1 else 32
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         trainer = make_trainers(Path(folder), name, "bfloat16", batch, 10)["madry"]

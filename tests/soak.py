@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from sat_core import evaluation, training
 from sat_core.__main__ import main as command
+from sat_core.runs.evaluate import evaluate
+from sat_core.runs.train import train
 from sat_core.study import Study, defense_names
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are compared bit for bit, which is promised for the processor
@@ -76,8 +77,8 @@ def main() -> int:
         peaceful, seconds = {}, {}
         for run in runs:
             began = time.perf_counter()
-            training.train(run)
-            evaluation.evaluate(run)
+            train(run)
+            evaluate(run)
             peaceful[run.defense], seconds[run.defense] = outcome(run), time.perf_counter() - began
         while kills < options.kills:
             rounds += 1

@@ -115,8 +115,7 @@ def test_a_stopped_sample_stays_where_it_stopped():
         assert torch.allclose(result.x[i], z[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("keep_last_allowed", [False, True])
-def test_a_batch_that_shrinks_by_several_samples_at_once_gives_the_same(monkeypatch, keep_last_allowed):
+def test_a_batch_that_shrinks_by_several_samples_at_once_gives_the_same(monkeypatch):
     """As on a GPU; those that wait to leave must not move."""
     x, y, model = batch_and_model(3, n=32)
     start, step_size = uniform_start(x, 0.2), torch.rand(32, 1, 1, 1) * 0.1
@@ -130,7 +129,7 @@ def test_a_batch_that_shrinks_by_several_samples_at_once_gives_the_same(monkeypa
         monkeypatch.setattr(attacks, "GRANULE", {"cpu": granule})
         sizes.append([])
         attack = PGD(0.2, 0.05, 6)
-        rest = {"start": start, "keep_going": rule, "keep_last_allowed": keep_last_allowed, "step_size": step_size}
+        rest = {"start": start, "keep_going": rule, "step_size": step_size}
         found.append(attack(model, x, cross_entropy(y), **rest))
     assert torch.allclose(found[0].x, found[1].x, atol=1e-6) and torch.equal(found[0].steps, found[1].steps)
     assert sizes[1] == [-(-size // 4) * 4 for size in sizes[0]] and len(set(sizes[1])) > 2

@@ -6,6 +6,8 @@ The accuracies, losses, steps and eigenvalues in README.md here are in the files
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import shutil
 import sys
 import tempfile
@@ -19,10 +21,12 @@ from scipy import stats
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from sat_core import tables  # noqa: E402
-from sat_core.config import PARTS, ConfigError, Study, Table  # noqa: E402
-from sat_core.figures import measured  # noqa: E402
-from sat_core.files import read_json  # noqa: E402
+from sat_core.errors import ConfigError  # noqa: E402
+from sat_core.report.figures.curvature import measured  # noqa: E402
+from sat_core.report.numbers import ADDRESS, AFTER, costs, evaluated, histories, published, results  # noqa: E402
+from sat_core.runs.files import read_json  # noqa: E402
+from sat_core.study import Study  # noqa: E402
+from sat_core.study.file import PARTS, Table  # noqa: E402
 
 STUDIES = ("demo-evidence", "mnist-10k")
 FIGURES = ("tradeoff", "curves", "curvature", "landscape")
@@ -55,7 +59,7 @@ def write(study: Study, folder: Path) -> None:
             if picture.stem.removeprefix(f"{title}-") in FIGURES:
                 shrink(picture, folder / picture.name)
         provenance(study, table).to_csv(folder / f"{title}-runs.csv", index=False, float_format="%.6g")
-        history = tables.histories(study, table).set_index(tables.ADDRESS).drop(columns="seconds")
+        history = histories(study, table).set_index(ADDRESS).drop(columns="seconds")
         history.to_csv(folder / f"{title}-history.csv", float_format="%.4g")
         (folder / f"{title}-numbers.md").write_text("\n".join(numbers(study, title, table)))
 
@@ -73,14 +77,14 @@ def provenance(study: Study, table: Table) -> pd.DataFrame:
     rows = []
     for id in table.run_ids:
         folder = study.run(id).folder
-        if tables.evaluated(study.run(id)) is None:
+        if evaluated(study.run(id)) is None:
             continue
         record, verdict = read_json(folder / "run.json"), read_json(folder / "autoattack.json")
         software = record["environment"]
         rows.append(
             {
                 "run": id.path,
-                "digest": record["digest"],
+                "made_of": hashlib.sha256(json.dumps(record["made_of"], sort_keys=True).encode()).hexdigest()[:16],
                 "weights_sha256": record["files"]["model.safetensors"],
                 "git_commit": software["git_commit"],
                 "torch": software["packages"]["torch"],
@@ -103,7 +107,7 @@ def provenance(study: Study, table: Table) -> pd.DataFrame:
 
 def numbers(study: Study, title: str, table: Table) -> list[str]:
     """The lines of the numbers behind each claim."""
-    rows, history = tables.results(study, table), tables.histories(study, table)
+    rows, history = results(study, table), histories(study, table)
     text = [f"# {table.caption} The numbers behind the claims", ""]
     text += ["Written by `make evidence` from `results/`; the tables and pictures beside it are of the same runs.", ""]
     text += ["## Every seed (%, clean / AutoAttack; (t): trivial), beside the paper's MNIST numbers", ""]
@@ -112,7 +116,7 @@ def numbers(study: Study, title: str, table: Table) -> list[str]:
     text += ["ln 10 = 2.3026 is the loss of a network that says nothing.", ""]
     text += [losses(history, rows).to_markdown(index=False, floatfmt=".3f"), ""]
     text += ["## After each attack (%, mean over seeds)", ""]
-    means = rows.groupby(CELL, sort=False)[list(tables.AFTER)].mean().reset_index()
+    means = rows.groupby(CELL, sort=False)[list(AFTER)].mean().reset_index()
     text += [means.to_markdown(index=False, floatfmt=".2f"), ""]
     text += ["## Cost, against Madry of the same epsilon and seed (median over seeds)", ""]
     text += [relative_cost(study, table).to_markdown(index=False, floatfmt=".2f"), ""]
@@ -129,11 +133,11 @@ def beside_the_paper(rows: pd.DataFrame) -> pd.DataFrame:
         row = {"epsilon": epsilon, "defense": defense}
         for run in cell.itertuples():
             row[f"seed {run.seed}"] = f"{run.clean:.1f} / {run.robust:.1f}{' (t)' if run.trivial else ''}"
-        published = [
-            tables.published().get(("mnist", "cnn", defense, Fraction(epsilon), accuracy), {}).get("published")
+        paper = [
+            published().get(("mnist", "cnn", defense, Fraction(epsilon), accuracy), {}).get("published")
             for accuracy in ("clean", "robust")
         ]
-        row["paper (MNIST, 60,000)"] = "–" if None in published else "{:.2f} / {:.2f}".format(*published)
+        row["paper (MNIST, 60,000)"] = "–" if None in paper else "{:.2f} / {:.2f}".format(*paper)
         found.append(row)
     return pd.DataFrame(found).fillna("–").sort_values("epsilon", kind="stable")
 
@@ -142,14 +146,14 @@ def losses(history: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """One row a run: its training loss at a few epochs, and if it ends trivial."""
     last = history["epoch"].max()
     shown = sorted({0, *(round(last * part / 4) for part in (1, 2, 3)), last})
-    wide = history[history["defense"] != "standard"].pivot_table("loss", tables.ADDRESS, "epoch", sort=False)[shown]
+    wide = history[history["defense"] != "standard"].pivot_table("loss", ADDRESS, "epoch", sort=False)[shown]
     wide = wide.rename(columns=lambda epoch: f"epoch {epoch + 1}").reset_index()
-    return wide.merge(rows[[*tables.ADDRESS, "trivial"]], "left", tables.ADDRESS).drop(columns="model")
+    return wide.merge(rows[[*ADDRESS, "trivial"]], "left", ADDRESS).drop(columns="model")
 
 
 def relative_cost(study: Study, table: Table) -> pd.DataFrame:
     """PGD steps a sample, seconds an epoch, and their ratio to Madry's."""
-    cost = tables.costs(study, table)
+    cost = costs(study, table)
     key = ["model", "epsilon", "seed"]
     madry = cost[cost["defense"] == "madry"][[*key, "epoch_seconds"]]
     cost = cost.merge(madry, "left", key, suffixes=("", "_madry"))

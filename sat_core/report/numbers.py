@@ -70,7 +70,7 @@ def evaluated(run: Run) -> dict[str, Any] | None:
 
 def standing(run: Run) -> dict[str, Any]:
     """Why a run's verdict is not of the present settings and code, "" if it is; and whether a user accepted it."""
-    reasons = [reason for stage in ("train", "evaluate") for reason in folder.why_again(run, stage)]
+    reasons = [reason for stage in ("train", "evaluate") for reason in folder.why_other(run, stage)]
     records = [folder.record_of(run, stage) or {} for stage in ("train", "evaluate")]
     return {"stale": "; ".join(dict.fromkeys(reasons)), "accepted": any("accepted" in record for record in records)}
 

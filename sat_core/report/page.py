@@ -134,7 +134,7 @@ def describe(study: Study, run: Run) -> Entry:
                 if stage == "train":
                     break
                 continue
-            if reasons := folder.why_again(run, stage):
+            if reasons := folder.why_other(run, stage):
                 entry.problems.append(f"{stage}: of other settings or code than the present: {'; '.join(reasons)}.")
             entry.accepted += [
                 f"{stage}: accepted although {', '.join(note['changes'])}, by {note['by']}, {note['at']}, at commit "

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -68,7 +68,7 @@ def prepare(run: Run) -> dict[str, Any]:
     path = folder.data_file(run)
     try:
         record = folder.data_record(run)
-        if record and not changes(record["made_of"], run, "data") and path.exists():
+        if record and not changes(record["made_of"], run, "data") and _is_whole(path):
             return record
     except ConfigError as error:
         log.warning("%s", error)
@@ -84,6 +84,15 @@ def prepare(run: Run) -> dict[str, Any]:
     write_json(path.with_suffix(".json"), record)
     log.info("%s: %s", run.dataset, ", ".join(f"{len(images)} {part} images" for part, images in parts.items()))
     return record
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file is there and not cut off; that its images are the ones on record is for :func:`load` to say."""
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def stratified_split(labels: Tensor, part: float | int) -> tuple[Tensor, Tensor]:

@@ -99,7 +99,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("sha256") == _digest(content):
             return content
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: there is no such file") from None
     except (ValueError, KeyError, AttributeError, TypeError):
         pass

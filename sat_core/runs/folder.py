@@ -130,15 +130,22 @@ def is_current(run: Run, stage: str) -> bool:
 
 
 def why_again(run: Run, stage: str) -> list[str]:
-    """What is wrong with a result that is there: why it is not of the present settings and code, a phrase each."""
+    """Why a result that is there has to be made again, a phrase each."""
     try:
         record = record_of(run, stage)
     except ConfigError as error:
         return [str(error)]
-    if record is None:
-        return []
-    missing = [f"{name} is missing" for name in record["files"] if not (run.folder / name).exists()]
-    return missing + _changes(run, stage, record)
+    files = record["files"] if record else ()
+    return [f"{name} is missing" for name in files if not (run.folder / name).exists()] + why_other(run, stage)
+
+
+def why_other(run: Run, stage: str) -> list[str]:
+    """Why a result that is there is not of the present settings and code, a phrase each; raises ConfigError.
+
+    A number stays what it is when the weights behind it are deleted.
+    """
+    record = record_of(run, stage)
+    return [] if record is None else _changes(run, stage, record)
 
 
 def present(run: Run, stage: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ class Trainer:
         began = time.perf_counter()
         self.average_weights("swa")
         if not all(bool(weights.isfinite().all()) for weights in self.model.parameters()):
-            raise Hopeless(self.diverged("a weight is not finite"))
+            self.give_up("a weight is not finite")
         clean, robust = self.validate()
         loss, steps, stopped = (self.sums / len(self.train_images)).tolist()
         self.history.append(
@@ -137,7 +137,7 @@ class Trainer:
         with self.moved_weights(lambda: self.defense.outer_loss(batch, found)):
             loss = self.defense.outer_loss(batch, found)
             if not torch.isfinite(loss):
-                raise Hopeless(self.diverged(f"the loss is {loss.item()}"))
+                self.give_up(f"the loss is {loss.item()}")
             loss.backward()
         if self.run.training.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.run.training.clip)
@@ -182,9 +182,9 @@ class Trainer:
         learnt = float(clean > share + 2 * math.sqrt(share * (1 - share) / n))
         return (learnt, robust, clean) if self.defense.selects_on == "robust" else (learnt, clean, robust)
 
-    def diverged(self, how: str) -> str:
-        """The sentence for a training that has come to nothing."""
-        return (
+    def give_up(self, how: str) -> NoReturn:
+        """Say that the training has come to nothing; in the place where it is raised, as no change of words counts."""
+        raise Hopeless(
             f"training diverged: {how} in {self.run.id.path}, epoch {self.epoch + 1}, step {self.step_count + 1}, at "
             f"learning rate {self.optimizer.param_groups[0]['lr']:g}, defense {self.run.defense}; the last checkpoint "
             "is kept; lower training.lr"
@@ -208,6 +208,7 @@ class Trainer:
             setattr(self, name, state[name])
         for name in self.MODULES:
             getattr(self, name).load_state_dict(state[name])
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # in another process: else torch warns
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.sums = self.sums.to(self.device)

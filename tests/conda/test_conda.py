@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import REPOSITORY, Project
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TARGET = "results/study/data/digits.json"
 PYTHON = f'#!/bin/sh\nprefix=$(dirname "$0")/..\nPYTHONPATH=$prefix/site exec {sys.executable} "$@"\n'
 
@@ -45,10 +45,7 @@ def package(folder: Path, name: str, version: str, files: dict[str, str]) -> tup
 @pytest.fixture
 def project(tmp_path, tiny_study):
     """A project whose environment file names a channel of two packages, python and pip, at the committed versions."""
-    here = tmp_path / "project"
-    for part in ("sat_core", "workflow", "config", "profiles", "envs"):
-        shutil.copytree(REPOSITORY / part, here / part, ignore=shutil.ignore_patterns("__pycache__"))
-    (here / "config/study.yaml").write_text(yaml.safe_dump(tiny_study))
+    here = Project(tmp_path / "project", tiny_study).folder
     channel = tmp_path / "channel/linux-64"
     for folder in (channel, channel.parent / "noarch", tmp_path / "conda/bin"):
         folder.mkdir(parents=True)

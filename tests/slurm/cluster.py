@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# `--sdm env-modules` stands for "no conda": no rule names a module.
+QUICK = ("--profile", "slurm", "--sdm", "env-modules", "--slurm-init-seconds-before-status-checks", "5")
 SERVERS = ("munged", "slurmctld", "slurmd")
 ACCOUNTING = ("mariadb-install-db", "mariadbd", "slurmdbd")
 

@@ -3,10 +3,7 @@
 import csv
 import shutil
 
-from cluster import wait_until
-
-# `--sdm env-modules` stands for "no conda": no rule names a module.
-QUICK = ("--profile", "slurm", "--sdm", "env-modules", "--slurm-init-seconds-before-status-checks", "5")
+from slurm.cluster import QUICK, wait_until
 
 
 def test_a_study_on_the_cluster_equals_the_local_one_file_by_file(cluster, project, tiny_study):

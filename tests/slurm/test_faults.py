@@ -7,8 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from cluster import wait_until
-from test_cluster import QUICK
+from slurm.cluster import QUICK, wait_until
 
 pytestmark = pytest.mark.slow
 EPOCHS = 30

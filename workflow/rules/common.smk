@@ -8,8 +8,11 @@ from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import _IOFile
 from snakemake.jobs import Job
 from snakemake.settings.types import DeploymentMethod, RerunTrigger
+
+sys.path.insert(0, str(Path.cwd()))  # as for the rules' `python -m sat_core`: in a copy of the project, its own code
 
 try:
     from sat_core import workflow as sat
@@ -43,12 +46,18 @@ def do_without_conda():
         logger.warning(f"conda is not on PATH: the rules run in {sys.prefix}, which `make setup` made from uv.lock.")
 
 
+async def never(*_):
+    """Whether an input is newer than an output: Snakemake asks whatever its rerun triggers are."""
+    return False
+
+
 @cache
 def study():
     """The study; the first to ask, while Snakemake finds out what has to be done, tells it what is out of date."""
     if workflow.is_main_process:
         if workflow.dag_settings.rerun_triggers == RerunTrigger.all():
             workflow.dag_settings.rerun_triggers = frozenset()  # times of files say nothing, their records do
+            _IOFile.is_newer = never
         workflow.dag.forcefiles.update(told(sat.to_redo, STUDY))
     elif workflow.execution_settings is not None:
         workflow.execution_settings.keep_going = True  # within an allocation, too: one run's failure costs no other's

@@ -1,5 +1,5 @@
-"""Write what sat_core/config.py says in other forms: JSON schemas, with which editors complete and check study and
-dataset files as one types, and docs/settings.md."""
+"""Write what the classes of sat_core/study say in other forms: JSON schemas, with which editors complete and check
+study and dataset files as one types, and docs/settings.md."""
 
 import json
 from inspect import cleandoc
@@ -8,8 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sat_core import config, defenses, difficulty
-from sat_core.models import BUILDERS
+from sat_core import defenses, difficulty, models
+from sat_core.study import defense_names
+from sat_core.study import settings as sections
+from sat_core.study.file import DatasetFile, StudyFile, Table
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = "| setting | allowed | if not set | meaning |\n| :-- | :-- | :-- | :-- |\n"
@@ -18,7 +20,7 @@ TEXT = {"integer": "whole number", "number": "number", "string": "word", "boolea
 
 def main() -> None:
     """Write all of them."""
-    for name, model in (("study", config.StudyFile), ("dataset", config.DatasetFile)):
+    for name, model in (("study", StudyFile), ("dataset", DatasetFile)):
         path = Path(__file__).with_name(f"{name}.schema.json")
         path.write_text(json.dumps(model.model_json_schema(), indent=2) + "\n", encoding="utf-8")
     (ROOT / "docs/settings.md").write_text(settings(), encoding="utf-8")
@@ -31,14 +33,14 @@ def settings() -> str:
         "Written by `make schemas` from the classes that check a study. The sections stand in\n"
         "`config/datasets/<dataset>.yaml`, and under `set:` of an override; what is marked — must be set there.\n"
         "Numbers may be fractions, such as 1/4. Epochs count from 0.\n",
-        f"Models: {', '.join(f'`{name}`' for name in BUILDERS)}.\n",
-        section("A table of a study", config.Table),
+        f"Models: {', '.join(f'`{name}`' for name in sorted(models.names()))}.\n",
+        section("A table of a study", Table),
     ]
-    for name in config.Settings.model_fields:
+    for name in sections.Settings.model_fields:
         if name != "options":
-            parts.append(section(f"`{name}`", getattr(config, name.capitalize())))
+            parts.append(section(f"`{name}`", getattr(sections, name.capitalize())))
     parts.append(section("`curriculum`, an option of the self-paced defenses", difficulty.Curriculum))
-    for name in sorted(config.defense_names()):
+    for name in sorted(defense_names()):
         found = defenses.find(name)
         if found.model_fields:
             parts.append(section(f"`options` of `{name}`", found))

@@ -7,14 +7,18 @@ import sys
 
 import pytest
 import torch
+from helpers import TINY
+from torch.utils.flop_counter import FlopCounterMode
 
 from sat_core import models
+from sat_core.attacks import PGD
+from sat_core.defenses import Batch, build
 from sat_core.errors import ConfigError
+from sat_core.models.cnn import FoldingConv2d
+from sat_core.runs.check import check
+from sat_core.runs.trainer import Trainer
 from sat_core.study import Study
 from sat_core.study.settings import Data
-from sat_core.defenses import build
-from sat_core.models.cnn import FoldingConv2d
-from sat_core.runs.trainer import Trainer
 
 SHAPES = {
     "digits": Data(source="digits", image=(1, 8, 8), classes=10),
@@ -25,6 +29,7 @@ SHAPES = {
 }
 COUNTS = {
     ("cnn", "mnist"): 64 * 65 + 128 * (64 * 36 + 1) + 128 * (128 * 25 + 1) + 10 * 2049,
+    ("smallcnn", "mnist"): 312_202,
     ("preactresnet18", "cifar10"): 11_172_170,
     ("wrn-34-10", "cifar10"): 46_160_474,
     ("vgg16bn", "cifar10"): 14_728_266,
@@ -33,7 +38,7 @@ COUNTS = {
 }
 FIT = {
     "digits": {"cnn", "small", "convsmall", "preactresnet18", "wrn-34-10", "densenet121"},
-    "mnist": {"cnn", "small", "convsmall", "preactresnet18", "wrn-34-10", "densenet121"},
+    "mnist": {"cnn", "smallcnn", "small", "convsmall", "preactresnet18", "wrn-34-10", "densenet121"},
     "cifar10": {"small", "convsmall", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121"},
     "cifar100": {"small", "convsmall", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121"},
     "imagenette": {"small", "convsmall", "preactresnet18", "wrn-34-10", "vgg16bn", "densenet121", "resnet34"},
@@ -43,33 +48,44 @@ FIT = {
 @pytest.mark.parametrize(("name", "dataset"), COUNTS)
 def test_parameter_counts_are_the_public_ones(name, dataset):
     with torch.device("meta"):
-        model = models.build(name, SHAPES[dataset])
+        model = models.build(name, **SHAPES[dataset].network)
     assert sum(p.numel() for p in model.parameters()) == COUNTS[name, dataset]
 
 
 @pytest.mark.parametrize("dataset", SHAPES)
 def test_a_model_that_does_not_fit_is_refused_before_work(dataset):
-    for name in models.BUILDERS:
+    for name in sorted(models.names()):
         if name in FIT[dataset]:
-            models.check(name, SHAPES[dataset])
+            models.check(name, **SHAPES[dataset].network)
         else:
             with pytest.raises(ConfigError, match=f"model '{name}' does not fit images of"):
-                models.check(name, SHAPES[dataset])
+                models.check(name, **SHAPES[dataset].network)
+
+
+def operations(name: str, dataset: str) -> float:
+    """Of a forward and a backward pass of two images, which are gone through without computing anything."""
+    data = SHAPES[dataset]
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = models.build(name, **data.network)
+        model(torch.empty(2, *data.image)).sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters()), name
+    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("dataset", SHAPES)
 def test_every_pair_that_fits_does_one_step_on_two_images(dataset):
-    """P-SAT, so that the attack's forward and backward, the rule and the step all run."""
-    from sat_core.attacks import PGD
-    from sat_core.study.settings import Training
-    from sat_core.defenses import Batch
+    """P-SAT, so that the attack's forward and backward, the rule and the step all run.
 
+    Where that takes long, a network that is as it is on smaller images is only gone through.
+    """
     data = SHAPES[dataset]
-    training = Training(epochs=2, lr=0.1)
-    psat = build("psat", {"curriculum": {"kind": "steps", "epochs": [0]}}, training)
-    for name in FIT[dataset]:
+    psat = build("psat", {"curriculum": {"kind": "steps", "epochs": [0]}}, 2)
+    smaller = [other for other in SHAPES if SHAPES[other].image[1] < data.image[1]]
+    for name in sorted(FIT[dataset]):
+        if operations(name, dataset) > 25e9 and any(name in FIT[other] for other in smaller):
+            continue
         torch.manual_seed(0)
-        model = models.build(name, data)
+        model = models.build(name, **data.network)
         x, y = torch.rand(2, *data.image), torch.tensor([0, data.classes - 1])
         batch = Batch(model, x, y, torch.arange(2), data.classes, 0, PGD(0.1, 0.05, 1))
         loss = psat.outer_loss(batch, psat.perturb(batch))
@@ -82,12 +98,10 @@ def test_normalisation_lives_inside_the_model():
     model = models.Normalized(torch.nn.Identity(), [0.2, 0.4], [0.5, 0.25])
     x = torch.tensor([0.7, 0.4]).view(1, 2, 1, 1)
     assert torch.allclose(model(x).flatten(), torch.tensor([1.0, 0.0]))
-    assert list(models.build("cnn", SHAPES["mnist"]).state_dict())[:2] == ["mean", "std"]
+    assert list(models.build("cnn", **SHAPES["mnist"].network).state_dict())[:2] == ["mean", "std"]
 
 
 def test_batch_norm_mode_of_the_attack_is_a_choice_that_matters(write_study):
-    from studies import TINY
-
     study = TINY | {"overrides": [*TINY["overrides"], {"set": {"attack": {"batchnorm": "train"}}}]}
     study["tables"] = {"digits": TINY["tables"]["digits"] | {"models": ["preactresnet18"], "defenses": ["psat"]}}
     address = "digits/preactresnet18/psat/eps0.3/seed0"
@@ -97,8 +111,6 @@ def test_batch_norm_mode_of_the_attack_is_a_choice_that_matters(write_study):
         batch = next(trainer.train_images.batches(torch.arange(8), 8))
         before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
         torch.manual_seed(1)
-        from sat_core.defenses import Batch
-
         index, x, y = batch
         found.append(trainer.defense.perturb(Batch(trainer.model, x, y, index, 10, 1, trainer.attack, {})).x)
         assert all(torch.equal(before[k], v) for k, v in trainer.model.state_dict().items())
@@ -127,7 +139,7 @@ def test_a_folded_convolution_is_the_plain_one_and_so_are_its_gradients(n):
 
 def test_bfloat16_is_of_the_layers_alone_and_evaluation_knows_nothing_of_it():
     torch.manual_seed(0)
-    model, x = models.build("cnn", SHAPES["mnist"]).eval(), torch.rand(4, 1, 28, 28)
+    model, x = models.build("cnn", **SHAPES["mnist"].network).eval(), torch.rand(4, 1, 28, 28)
     exact = model(x)
     models.compute_in("bfloat16", model)
     seen = []
@@ -142,21 +154,21 @@ def test_bfloat16_is_of_the_layers_alone_and_evaluation_knows_nothing_of_it():
 
 def test_layers_of_four_axes_lie_channels_last():
     for name, data in (("cnn", SHAPES["mnist"]), ("preactresnet18", SHAPES["cifar10"])):
-        model = models.build(name, data)
+        model = models.build(name, **data.network)
         assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4)
 
 
 @pytest.mark.parametrize("compiler", [True, False])
 def test_a_compiled_network_trains_as_it_is_written(write_study, compiler):
     """In a process of its own, since compilation changes settings of the process; shapes change as samples stop."""
-    from studies import TINY
-
     if compiler and not shutil.which("g++"):
         pytest.skip("there is no g++")
     code = """
 import sys
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from sat_core.study import Study
+from sat_core.runs.check import check
 from sat_core.runs.trainer import Trainer
 
 found = []
@@ -183,10 +195,9 @@ print("compiled graphs:", torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def test_hsat_says_that_it_cannot_be_compiled(write_study):
-    from studies import TINY
-
     override = {"training": {"compile": True}, "options": {"curriculum": {"kind": "steps", "epochs": [0, 1]}}}
     study = TINY | {"overrides": [TINY["overrides"][0], {"set": override}]}
     study["tables"] = {"digits": TINY["tables"]["digits"] | {"defenses": ["hsat"]}}
+    loaded = Study(write_study(study))
     with pytest.raises(ConfigError, match="compile"):
-        Trainer(Study(write_study(study)).run("digits/cnn/hsat/eps0.3/seed0"), torch.device("cpu"))
+        check(loaded, loaded.runs)

@@ -1,19 +1,24 @@
-"""Datasets on disk in their real formats, image folders, augmentation, and what can be wrong with them."""
+"""Datasets on disk in their real formats, image folders, splits, streams, and what can be wrong with them."""
 
 import multiprocessing
 import pickle
+import shutil
 import tarfile
 
 import numpy as np
 import pytest
 import torch
+from helpers import MADRY, PSAT, TINY
 from PIL import Image
 
-from sat_core import augmentation, data
+from sat_core.__main__ import main
 from sat_core.errors import ConfigError
+from sat_core.runs import folder, images
+from sat_core.runs.check import check
+from sat_core.runs.data import _checked, load, prepare
+from sat_core.runs.images import Images
 from sat_core.study import Study
 from sat_core.study.settings import Data
-from sat_core.runs.check import check
 
 
 def study_of(write_study, dataset, **settings):
@@ -56,7 +61,7 @@ def test_an_image_folder_needs_yaml_alone(folder_study, tmp_path):
     check(study, study.runs)
     run = one_run(study)
     assert run.data.classes == 4
-    train, validation, test = data.load(run, "train", "validation", "test")
+    train, validation, test = load(run, "train", "validation", "test")
     assert (len(train), len(validation), len(test)) == (72, 8, 16)
     assert test.labels.bincount().tolist() == [4, 4, 4, 4]
     assert test.labels[:8].unique().numel() > 2  # the first so many are a fair sample, not a class
@@ -69,17 +74,27 @@ def test_an_image_folder_needs_yaml_alone(folder_study, tmp_path):
 
 def test_the_prepared_file_is_made_once_and_again_when_damaged(folder_study, tmp_path):
     run = one_run(folder_study())
-    path = data.prepare(run)
+    record, path = prepare(run), folder.data_file(run)
     before = path.stat().st_mtime_ns
-    assert data.prepare(run).stat().st_mtime_ns == before
+    assert prepare(run) == record and path.stat().st_mtime_ns == before
     path.write_bytes(path.read_bytes()[:100])
-    data.prepare(run)
-    assert len(data.load(run, "train")[0]) == 72
+    assert prepare(run) == record
+    assert len(load(run, "train")[0]) == 72
+
+
+def test_prepared_images_that_changed_are_told(folder_study):
+    run = one_run(folder_study())
+    prepare(run)
+    content = bytearray(folder.data_file(run).read_bytes())
+    content[-1] ^= 1
+    folder.data_file(run).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"pets.safetensors is damaged: its \w+ images changed; delete it"):
+        load(run, "train", "validation", "test")
 
 
 def test_a_sample_of_the_training_images_is_even_over_the_classes(folder_study):
     def train_and_validation(**settings):
-        found = data.load(one_run(folder_study(**settings)), "train", "validation")
+        found = load(one_run(folder_study(**settings)), "train", "validation")
         return torch.cat([part.pixels for part in found]), torch.cat([part.labels for part in found])
 
     every = {pixels.numpy().tobytes() for pixels in train_and_validation()[0]}
@@ -103,45 +118,45 @@ def test_a_folder_with_one_class_is_refused_before_work(folder_study, tmp_path):
 def test_train_and_test_must_have_the_same_classes(folder_study, tmp_path):
     (tmp_path / "pictures/test/dog").rename(tmp_path / "pictures/test/bee")
     with pytest.raises(ConfigError, match="class folder 'bee' is in only one of pictures/train and pictures/test"):
-        data.prepare(one_run(folder_study()))
+        prepare(one_run(folder_study()))
 
 
 def test_folders_without_images_are_one_sentence(folder_study, tmp_path):
     for path in (tmp_path / "pictures/test").glob("*/*"):
         path.unlink()
     with pytest.raises(ConfigError, match="dataset 'pets': there are no images under 'pictures'"):
-        data.prepare(one_run(folder_study()))
+        prepare(one_run(folder_study()))
 
 
 def test_an_unreadable_image_is_named(folder_study, tmp_path):
     (tmp_path / "pictures/train/dog/001.png").write_bytes(b"not an image")
     with pytest.raises(ConfigError, match=r"pictures/train/dog/001.png cannot be read as an image"):
-        data.prepare(one_run(folder_study()))
+        prepare(one_run(folder_study()))
 
 
 def test_a_truncated_image_is_named(folder_study, tmp_path):
     path = tmp_path / "pictures/train/dog/002.png"
     path.write_bytes(path.read_bytes()[:900])
     with pytest.raises(ConfigError, match=r"pictures/train/dog/002.png cannot be read as an image"):
-        data.prepare(one_run(folder_study()))
+        prepare(one_run(folder_study()))
 
 
 def test_mixed_sizes_are_refused_with_the_file(folder_study, tmp_path):
     Image.new("RGB", (32, 40)).save(tmp_path / "pictures/test/emu/zzz.png")
     with pytest.raises(ConfigError, match=r"test/emu/zzz.png is 32x40, but data.image says 32x32"):
-        data.prepare(one_run(folder_study()))
+        prepare(one_run(folder_study()))
 
 
 def test_float_images_which_could_hold_nan_are_refused(folder_study, tmp_path):
     Image.fromarray(np.full((32, 32), np.nan, dtype=np.float32)).save(tmp_path / "pictures/train/cat/nan.tiff")
     with pytest.raises(ConfigError, match=r"nan.tiff is not of 8 bits a channel"):
-        data.prepare(one_run(folder_study()))
+        prepare(one_run(folder_study()))
 
 
 def test_labels_outside_the_classes_are_refused():
-    images = data.Images(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 5]))
+    images = Images(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 5]))
     with pytest.raises(ConfigError, match=r"labels lie in 0..5, outside 0..4"):
-        data._checked(Data(source="digits", image=(1, 8, 8), classes=5), "d", images)
+        _checked(Data(source="digits", image=(1, 8, 8), classes=5), "d", images)
 
 
 def write_cifar(root, hundred: bool, monkeypatch):
@@ -174,7 +189,7 @@ def write_cifar(root, hundred: bool, monkeypatch):
 def test_cifar_is_read_in_its_own_format(name, write_study, tmp_path, monkeypatch):
     base = write_cifar(tmp_path / "data", name == "cifar100", monkeypatch)
     run = one_run(study_of(write_study, name))
-    (test,) = data.load(run, "test")
+    (test,) = load(run, "test")
     raw = pickle.loads((base / ("test" if name == "cifar100" else "test_batch")).read_bytes())
     assert torch.equal(test.pixels[3].flatten(), torch.from_numpy(raw["data"][3]))
     assert test.labels[3] == 3 and test.pixels.shape[1:] == (3, 32, 32)
@@ -193,7 +208,7 @@ def test_imagenette_is_read_in_its_own_format(write_study, tmp_path):
     with tarfile.open(root / "imagenette2-160.tgz", "w:gz"):
         pass
     run = one_run(study_of(write_study, "imagenette"))
-    train, validation, test = data.load(run, "train", "validation", "test")
+    train, validation, test = load(run, "train", "validation", "test")
     assert (len(train), len(validation), len(test)) == (108, 12, 120)
     assert test.pixels.shape[1:] == (3, 160, 160)
     centres = test.pixels[:, :, 80, 80].int()
@@ -202,8 +217,8 @@ def test_imagenette_is_read_in_its_own_format(write_study, tmp_path):
 
 
 def test_streamed_batches_equal_those_in_memory(tiny):
-    run = tiny.run("digits/cnn/madry/eps0.3/seed0")
-    (train,) = data.load(run, "train")
+    run = tiny.run(MADRY)
+    (train,) = load(run, "train")
     order = torch.randperm(len(train))
     kept = list(train.batches(order, 100))
     for one, other in zip(kept, train.streamed(list(order.split(100))), strict=True):
@@ -212,7 +227,7 @@ def test_streamed_batches_equal_those_in_memory(tiny):
 
 def test_streaming_survives_a_signal_to_all_processes_of_a_job(tiny):
     """So that the training can save before it ends."""
-    (train,) = data.load(tiny.run("digits/cnn/madry/eps0.3/seed0"), "train")
+    (train,) = load(tiny.run(MADRY), "train")
     parts = list(torch.arange(len(train)).split(20))
     batches = train.streamed(parts)
     next(batches), next(batches)  # one of each worker: both are up
@@ -223,57 +238,48 @@ def test_streaming_survives_a_signal_to_all_processes_of_a_job(tiny):
 
 
 def test_what_lies_on_the_device_is_not_streamed(tiny, monkeypatch):
-    (train,) = data.load(tiny.run("digits/cnn/madry/eps0.3/seed0"), "train")
-    monkeypatch.setattr(data, "DataLoader", None)
+    (train,) = load(tiny.run(MADRY), "train")
+    monkeypatch.setattr(images, "DataLoader", None)
     device = torch.device("cpu", 0)  # tensors there say "cpu", as those moved to "cuda" say "cuda:0"
     assert train.to(device).pixels.device != device
     assert len(list(train.to(device).batches(torch.arange(250), 100))) == 3
 
 
 def test_what_does_not_fit_streams_and_the_log_says_so(tiny, monkeypatch, caplog):
-    (train,) = data.load(tiny.run("digits/cnn/madry/eps0.3/seed0"), "train")
+    (train,) = load(tiny.run(MADRY), "train")
     with caplog.at_level("INFO"):
         train.to(torch.device("cpu"))
         assert "are kept on cpu" in caplog.text
-        monkeypatch.setattr(data.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000})())
+        monkeypatch.setattr(images.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000})())
         assert train.to(torch.device("cpu")).pixels is train.pixels
     assert "do not fit on cpu: they stream from disk" in caplog.text
 
 
-@pytest.mark.parametrize("name", augmentation.AUGMENTATIONS)
-def test_augmentations_keep_shape_and_range_and_repeat_with_the_seed(name):
-    change = augmentation.AUGMENTATIONS[name]
-    x = torch.rand(16, 3, 24, 24)
-    results = []
-    for _ in range(2):
-        torch.manual_seed(5)
-        results.append(change(x))
-    assert torch.equal(*results)
-    assert results[0].shape == x.shape and results[0].min() >= 0 and results[0].max() <= 1 + 1e-6
-    assert not torch.equal(results[0], x)
+def test_splits_are_stratified_disjoint_and_fixed(tiny):
+    run = tiny.run(PSAT)
+    train, validation, test = load(run, "train", "validation", "test")
+    shutil.rmtree("results")
+    (again,) = load(run, "train")
+    assert (len(train), len(validation), len(test)) == (1293, 144, 360)
+    assert torch.equal(train.pixels, again.pixels)
+    assert validation.labels.bincount().max() - validation.labels.bincount().min() <= 1
+    keys = [
+        {(p.numpy().tobytes(), int(label)) for p, label in zip(s.pixels, s.labels, strict=True)}
+        for s in (train, validation, test)
+    ]
+    assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
+    x, _ = train.batch(slice(None))
+    assert x.dtype == torch.float32 and x.min() == 0 and x.max() == 1
 
 
-def test_crop_is_a_shifted_copy_and_flip_a_mirror():
-    torch.manual_seed(0)
-    x = torch.rand(64, 3, 9, 9) + 0.1
-    padded = torch.nn.functional.pad(x, (4, 4, 4, 4))
-    windows = padded.unfold(2, 9, 1).unfold(3, 9, 1)  # every possible crop
-    found = set()
-    for i, image in enumerate(augmentation.crop(x)):
-        matches = (windows[i] == image[:, None, None]).all(dim=-1).all(dim=-1).all(dim=0).nonzero()
-        assert len(matches) == 1
-        found.add(tuple(matches[0].tolist()))
-    assert len(found) > 30  # of 81 places
-    flipped = augmentation.flip(x)
-    mirrored = [torch.equal(f, o.flip(2)) for f, o in zip(flipped, x, strict=True)]
-    same = [torch.equal(f, o) for f, o in zip(flipped, x, strict=True)]
-    assert all(m != s for m, s in zip(mirrored, same, strict=True)) and 16 < sum(mirrored) < 48
+def test_missing_data_without_a_network_is_one_sentence(write_study, capsys, monkeypatch):
+    table = TINY["tables"]["digits"] | {"dataset": "mnist"}
+    study = {"tables": {"mnist": table}, "overrides": [{"set": {"data": {"root": "nowhere"}}}]}
 
+    def no_network(*args, **kwargs):
+        raise OSError("no route to host")
 
-def test_resized_crop_shows_a_window_of_the_image():
-    torch.manual_seed(0)
-    ramp = torch.linspace(0, 1, 32).expand(256, 1, 32, 32)
-    out = augmentation.resized_crop(ramp)
-    spans = (out[:, 0, 16, -1] - out[:, 0, 16, 0]) / (ramp[0, 0, 0, -1] - ramp[0, 0, 0, 0])
-    assert (spans > 0.15).all() and (spans <= 1.0 + 1e-6).all()
-    assert spans.min() < 0.4 and spans.max() > 0.9
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    assert main(["data", "--study", str(write_study(study)), "--dataset", "mnist"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: dataset 'mnist' is not under 'nowhere' and could not be downloaded")

@@ -10,12 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from studies import TINY
+from helpers import TINY
 
-from sat_core import evaluation, report, training
 from sat_core.__main__ import main
+from sat_core.report.page import last_words, write_report
+from sat_core.runs.evaluate import EXAMPLES, evaluate
+from sat_core.runs.files import read_arrays, read_json, write_json
+from sat_core.runs.folder import KEPT
+from sat_core.runs.network import predict, trained_model
+from sat_core.runs.train import train
 from sat_core.study import Study
-from sat_core.runs.files import read_arrays, read_json
+
+
+def written(study: Study) -> str:
+    """The report, made anew."""
+    write_report(study)
+    return (study.folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +42,8 @@ def study(tmp_path_factory):
         study = Study("tiny.yaml")
         for run in study.runs:
             if run.seed == 0:
-                training.train(run)
-                evaluation.evaluate(run)
+                train(run)
+                evaluate(run)
         log = study.folder / "logs/train/digits/cnn/standard/eps0.3/seed1.log"
         log.parent.mkdir(parents=True)
         with log.open("w") as file, contextlib.redirect_stderr(file):
@@ -43,7 +53,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture
 def page(study):
-    return report.write_report(study).read_text(encoding="utf-8")
+    return written(study)
 
 
 def test_it_shows_what_exists_and_says_what_is_missing(study, page):
@@ -53,10 +63,14 @@ def test_it_shows_what_exists_and_says_what_is_missing(study, page):
         verdict = read_json(study.run(f"digits/cnn/{defense}/eps0.3/seed0").folder / "autoattack.json")
         assert f"<td>{100 * verdict['clean']:.2f}</td><td>{100 * verdict['robust']:.2f}</td>" in page
     missing = page.partition('id="missing"')[2].partition("</section>")[0]
-    assert "train: no result; its log ends with “error: training diverged: the loss of" in missing
+    assert "train: no result; its log ends with “error: training diverged: the loss is" in missing
     assert "train: not done yet." in missing
     record = read_json(study.run("digits/cnn/psat/eps0.3/seed0").folder / "run.json")
-    for value in (record["digest"], record["files"]["model.safetensors"], "relative_step_size: 0.25"):
+    for value in (
+        record["made_of"]["code"]["defenses.psat"],
+        record["files"]["model.safetensors"],
+        "relative_step_size: 0.25",
+    ):
         assert value in page
 
 
@@ -76,26 +90,34 @@ def test_it_never_shows_what_is_no_longer_there(study, page):
     verdict = study.run("digits/cnn/psat/eps0.3/seed0").folder / "autoattack.json"
     content, figure = read_json(verdict), study.folder / "figures/digits-tradeoff.png"
     cells, drawn = f"<td>{100 * content['clean']:.2f}</td><td>{100 * content['robust']:.2f}</td>", figure.read_bytes()
-    hidden = verdict.rename(verdict.with_suffix(".hidden"))
-    without = report.write_report(study).read_text(encoding="utf-8")
+    places = (verdict, verdict.parent / KEPT / verdict.name)
+    hidden = [path.rename(path.with_suffix(".hidden")) for path in places]
+    without = written(study)
     assert cells in page and cells not in without and figure.read_bytes() != drawn
-    hidden.rename(verdict)
-    assert report.write_report(study).read_text(encoding="utf-8") == page
+    for path, place in zip(hidden, places, strict=True):
+        path.rename(place)
+    assert written(study) == page
     assert figure.read_bytes() == drawn
 
 
-def test_a_figure_of_complete_runs_is_drawn_again_only_for_newer_ones(study, page):
+def test_a_figure_of_complete_runs_is_drawn_again_only_for_other_ones(study, page):
     text = study.path.read_text()
     study.path.write_text(text.replace("[0, 1]", "[0]").replace('"seed": 1', '"seed": 0').replace("1e+30", "0.05"))
     try:
         complete, figure = Study(study.path), study.folder / "figures/digits-tradeoff.png"
-        report.write_report(complete)
+        write_report(complete)
         before = figure.stat().st_mtime_ns
-        report.write_report(complete)
+        write_report(complete)
         assert figure.stat().st_mtime_ns == before
-        (complete.run("digits/cnn/psat/eps0.3/seed0").folder / "autoattack.json").touch()
-        report.write_report(complete)
+        verdict = complete.run("digits/cnn/psat/eps0.3/seed0").folder / "autoattack.json"
+        verdict.touch()
+        write_report(complete)
+        assert figure.stat().st_mtime_ns == before
+        content = read_json(verdict)
+        write_json(verdict, content | {"device": "another machine"})
+        write_report(complete)
         assert figure.stat().st_mtime_ns > before
+        write_json(verdict, content)
     finally:
         study.path.write_text(text)
 
@@ -104,7 +126,7 @@ def test_the_log_of_another_seed_says_nothing(study):
     folder = study.folder / "logs/train/digits/cnn/psat/eps0.3"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "seed10.log").write_text("of another seed")
-    assert report.last_words(study, "train", study.run("digits/cnn/psat/eps0.3/seed1")) == "not done yet."
+    assert last_words(study, "train", study.run("digits/cnn/psat/eps0.3/seed1")) == "not done yet."
 
 
 def test_a_damaged_result_is_told_and_the_rest_is_shown(study, page):
@@ -112,7 +134,8 @@ def test_a_damaged_result_is_told_and_the_rest_is_shown(study, page):
     content = path.read_bytes()
     path.write_bytes(content[:-5])
     try:
-        damaged = report.write_report(study).read_text(encoding="utf-8")
+        damaged = written(study)
+        assert main(["report", "--study", str(study.path)]) == 2
     finally:
         path.write_bytes(content)
     assert "<dt>runs complete</dt><dd>1 of 4</dd>" in damaged
@@ -120,7 +143,7 @@ def test_a_damaged_result_is_told_and_the_rest_is_shown(study, page):
 
 
 def test_a_study_of_which_nothing_exists_has_a_report(write_study):
-    page = report.write_report(Study(write_study())).read_text()
+    page = written(Study(write_study()))
     assert "<dt>runs complete</dt><dd>0 of 2</dd>" in page
     assert page.count("There is no result yet to draw it from.") == 3
 
@@ -128,13 +151,13 @@ def test_a_study_of_which_nothing_exists_has_a_report(write_study):
 def test_examples_are_what_the_network_says_of_images_within_the_ball(study):
     run = study.run("digits/cnn/psat/eps0.3/seed0")
     file = read_arrays(run.folder / "examples.npz")
-    assert len(set(file["label"])) == evaluation.EXAMPLES == len(file["clean"])
+    assert len(set(file["label"])) == EXAMPLES == len(file["clean"])
     moved = np.abs(file["perturbed"] - file["clean"])
     assert 0.29 < moved.max() <= 0.3 + 1e-6
     assert file["perturbed"].min() >= 0 and file["perturbed"].max() <= 1
-    model = evaluation.trained_model(run, torch.device("cpu"))[0]
+    model = trained_model(run, torch.device("cpu"))[0]
     for images, predictions in (("clean", "prediction"), ("perturbed", "prediction_perturbed")):
-        assert training.predict(model, torch.from_numpy(file[images])).tolist() == file[predictions].tolist()
+        assert predict(model, torch.from_numpy(file[images])).tolist() == file[predictions].tolist()
 
 
 @pytest.fixture(scope="module")

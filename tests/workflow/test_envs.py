@@ -1,11 +1,10 @@
 """The conda environment of the rules is uv.lock in another notation."""
 
-import importlib.util
 import re
 import tomllib
 
 import yaml
-from studies import REPOSITORY
+from helpers import REPOSITORY, script
 
 
 def test_every_pin_is_that_of_the_lock_and_nothing_is_left_open():
@@ -22,7 +21,4 @@ def test_every_pin_is_that_of_the_lock_and_nothing_is_left_open():
 
 
 def test_the_committed_environment_is_what_make_envs_writes():
-    spec = importlib.util.spec_from_file_location("refresh", REPOSITORY / "envs/refresh.py")
-    refresh = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(refresh)
-    assert (REPOSITORY / "envs/sat-core.yaml").read_text() == refresh.content(), "run `make envs`"
+    assert (REPOSITORY / "envs/sat-core.yaml").read_text() == script("envs/refresh.py").content(), "run `make envs`"

@@ -1,25 +1,16 @@
-"""Hessian products and Lanczos against dense matrices and an independent library; curvature.json against its parts."""
-
-import copy
-import json
+"""Hessian products and Lanczos against dense matrices and an independent library."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.sparse.linalg import eigsh
-from studies import TINY
 from torch import nn
 from torch.func import functional_call, hessian
 
-from sat_core import checkpoint, models, training
-from sat_core.__main__ import main
-from sat_core.study import Study
-from sat_core.study.settings import Data
-from sat_core.hessian.objective import Objective, gaussians
+from sat_core import models
 from sat_core.hessian.lanczos import lanczos, spectral_density, top_eigenpairs
-
-ADDRESS = "digits/cnn/psat/eps0.3/seed0"
+from sat_core.hessian.objective import Objective, gaussians
 
 
 def symmetric(values: torch.Tensor) -> torch.Tensor:
@@ -63,7 +54,7 @@ def test_top_eigenvalue_agrees_with_curvlinops_on_a_real_network_and_unequal_bat
     from curvlinops import HessianLinearOperator
 
     torch.manual_seed(0)
-    model = models.build("cnn", Data(source="digits", image=(1, 8, 8), classes=10)).eval()
+    model = models.build("cnn", (1, 8, 8), 10, mean=[0.0], std=[1.0]).eval()
     x, y = torch.rand(50, 1, 8, 8), torch.randint(0, 10, (50,))
     objective = Objective(model, x, y, batch_size=32)
     found = top_eigenpairs(objective.product, gaussians(1, objective.theta, 0)[0], steps=60, tolerance=1e-5)
@@ -108,41 +99,3 @@ def test_the_density_has_the_moments_of_the_hessian():
         image = torch.linalg.matrix_power(matrix, power)
         expected = np.mean([float(v @ image @ v / (v @ v)) for v in starts])
         assert weights @ nodes**power == pytest.approx(expected, abs=1e-9)
-
-
-@pytest.fixture
-def measured(write_study):
-    """A run that was trained and measured through the command line, with a snapshot an epoch."""
-    content = copy.deepcopy(TINY)
-    small = {"images": 50, "batch_size": 32, "steps": 10}
-    content["overrides"].append({"set": {"training": {"snapshots": 1}, "curvature": small}})
-    study = Study(write_study(content))
-    run = study.run(ADDRESS)
-    training.train(run)
-    model = models.build(run.model, run.data)
-    checkpoint.load_weights(run.folder / "model.safetensors", model)
-    for epoch in run.training.snapshot_epochs:
-        checkpoint.save_weights(run.folder / run.training.snapshot(epoch), model.state_dict())
-    return study, run
-
-
-def test_curvature_json_says_what_the_network_is_worth(measured, capsys):
-    study, run = measured
-    constant = models.build(run.model, run.data)
-    for parameter in constant.parameters():
-        parameter.data.zero_()
-    checkpoint.save_weights(run.folder / run.training.snapshot(2), constant.state_dict())
-    command = ["curvature", "--study", str(study.path), "--run", ADDRESS]
-    assert main(command) == 0
-    content = json.loads((run.folder / "curvature.json").read_text())
-    selected, (first, second) = content["selected"], content["epochs"]
-    assert selected["n"] == 50 and 0 <= selected["adversarial"] <= selected["clean"] <= 1
-    assert selected["residual"] < 0.05 * selected["lambda_max"]
-    assert (first["epoch"], second["epoch"]) == (1, 2)
-    assert first | {"epoch": selected["epoch"]} == selected  # the same weights: the same numbers, to the last bit
-    assert second["trivial"] and second["loss"] == pytest.approx(np.log(10), rel=1e-6)
-    assert sum(content["spectrum"]["weights"]) == pytest.approx(1)
-    (run.folder / run.training.snapshot(2)).unlink()
-    assert main(command) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ") and "epoch0002.safetensors is missing: delete" in error

@@ -12,43 +12,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from studies import REPOSITORY, TINY
+from helpers import MADRY, REPOSITORY, TINY, write_run
 
-from sat_core import figures, tables
 from sat_core.__main__ import main
 from sat_core.errors import ConfigError
+from sat_core.report import numbers, render, tables
+from sat_core.runs import folder
+from sat_core.runs.files import read_json, write_json
+from sat_core.runs.trivial import is_trivial
 from sat_core.study import Study
 from sat_core.study.address import Epsilon
-from sat_core.runs.files import checksum, read_json, write_json
 
 GOLDEN = Path(__file__).parent / "golden"
 LABELS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
 CONSTANT = ([1] * 10, ["clean", "", *["clean"] * 8])
 """What AutoAttack says of a network that always answers 1."""
-ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
-
-
-def write_run(run, predictions: list[int], broken_by: list[str], steps: float = 1.0) -> None:
-    """The result files of one run on ten images, one of each class: an epoch of 3 s and one of 5 s."""
-    run.folder.mkdir(parents=True)
-    frame = pd.DataFrame({"index": range(10), "label": LABELS, "prediction": predictions, "broken_by": broken_by})
-    frame.to_csv(run.folder / "autoattack.csv", index=False)
-    standing, after = 10 - broken_by.count("clean"), {}
-    summary = {"clean": standing / 10, "n": 10, "weights": "w", "device": "a machine"}
-    for attack in ATTACKS:
-        standing -= broken_by.count(attack)
-        after[attack] = standing / 10
-    summary |= {"after": after, "robust": standing / 10, "seconds": dict.fromkeys(ATTACKS, 1.5)}
-    files = {"autoattack.csv": checksum(run.folder / "autoattack.csv")}
-    write_json(run.folder / "autoattack.json", summary | {"files": files})
-    (run.folder / "history.csv").write_text(f"epoch,steps,seconds\n0,{steps},3\n1,{steps},5\n")
-    record = {
-        "files": {"model.safetensors": "w", "history.csv": checksum(run.folder / "history.csv")},
-        "config": {"attack": {"steps": 2}},
-        "device": "a machine",
-        "peak_memory_mb": {"main": 700.0},
-    }
-    write_json(run.folder / "run.json", record)
 
 
 @pytest.fixture
@@ -77,7 +55,7 @@ def mnist(write_study):
     return study
 
 
-def sheets(study: Study) -> list[tables.Sheet]:
+def sheets(study: Study) -> list[render.Sheet]:
     (name,) = study.file.tables
     return list(tables.sheets(study, name).values())
 
@@ -151,21 +129,7 @@ def test_a_damaged_history_is_told(judged):
     path = judged.run("digits/cnn/madry/eps0.3/seed0").folder / "history.csv"
     path.write_text("")
     with pytest.raises(ConfigError, match=r"history\.csv is damaged"):
-        tables.histories(judged, judged.file.tables["digits"])
-
-
-def test_models_are_never_drawn_over_one_another(write_study):
-    content = copy.deepcopy(TINY)
-    content["tables"]["digits"] |= {"models": ["cnn", "small"], "defenses": ["madry"]}
-    del content["overrides"][1]
-    study = Study(write_study(content))
-    for model, robust in (("cnn", ""), ("small", "square")):
-        write_run(study.run(f"digits/{model}/madry/eps0.3/seed0"), LABELS, [robust] * 10)
-    axes = figures.tradeoff(study, "digits").axes
-    assert [axis.get_title().split("\n")[-1] for axis in axes] == ["cnn", "small"]
-    points = [[tuple(point) for found in axis.collections for point in found.get_offsets()] for axis in axes]
-    assert points == [[(100, 100)], [(100, 0)]]
-    figures.plt.close("all")
+        numbers.histories(judged, judged.file.tables["digits"])
 
 
 def test_the_paper_stands_beside_ours_with_the_difference(mnist):
@@ -173,38 +137,38 @@ def test_the_paper_stands_beside_ours_with_the_difference(mnist):
     assert accuracy.cells.at["psat", ("ε = 0.3", "Clean")].below["paper"] == "99.16 (+0.84)"
     assert accuracy.cells.at["psat", ("ε = 0.3", "Robust")].below["paper"] == "92.00 (−2.00)"
     assert accuracy.cells.at["madry", ("ε = 0.450", "Robust")].below["paper"] == "11.22 † (−1.22)"
-    assert accuracy.cells.at["madry", ("ε = 0.3", "Clean")] == tables.Cell(below={"paper": "98.07"})
+    assert accuracy.cells.at["madry", ("ε = 0.3", "Clean")] == render.Cell(below={"paper": "98.07"})
     assert accuracy.note.count("AISec 2021") == 1
     assert attacks.cells.at[("ε = 0.3", "psat"), "APGD-CE"].below["predecessor"] == "93.16 (−3.16)"
     assert "chawins/ates-minimal" in attacks.note
     cells = accuracy.data.set_index(["defense", "epsilon", "accuracy"])
     assert cells.loc[("psat", "0.3", "robust"), "difference"] == pytest.approx(-2)
-    markdown, latex = tables.markdown(accuracy), tables.latex(accuracy, "mnist")
+    markdown, latex = render.markdown(accuracy), render.latex(accuracy, "mnist")
     assert "↳ paper" in markdown and r"{\scriptsize 92.00 ($-$2.00)}" in latex
 
 
 def test_published_numbers_are_of_things_that_exist_here():
     datasets = {path.stem for path in (REPOSITORY / "config/datasets").glob("*.yaml")}
     defenses = {path.stem for path in (REPOSITORY / "sat_core/defenses").glob("[!_]*.py")}
-    assert len(tables.published()) == 2 * (12 + 10) + 3 + 5 + 5
-    for (dataset, _, defense, epsilon, _), number in tables.published().items():
+    assert len(numbers.published()) == 2 * (12 + 10) + 3 + 5 + 5
+    for (dataset, _, defense, epsilon, _), number in numbers.published().items():
         assert dataset in datasets and defense in defenses and 0 < epsilon < 1
         assert 0 <= number["published"] <= 100 and number["label"] and len(number["source"]) > 40
-    for table in yaml.safe_load(tables.PAPER.read_text()):
+    for table in yaml.safe_load(numbers.PAPER.read_text()):
         for epsilon, rows in table["accuracy"].items():
             assert Epsilon.parse(epsilon)
             for row in rows.values():
-                order = [row[name] for name in tables.AFTER if name in row]
-                assert order == sorted(order, reverse=True) and set(row) <= {*tables.AFTER, "trivial"}
+                order = [row[name] for name in numbers.AFTER if name in row]
+                assert order == sorted(order, reverse=True) and set(row) <= {*numbers.AFTER, "trivial"}
 
 
 def test_with_one_seed_the_interval_is_wilsons():
     p, n, z = 0.9, 200, 1.959963985
     centre, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     expected = [100 * (centre - half) / (1 + z**2 / n), 100 * (centre + half) / (1 + z**2 / n)]
-    assert tables.interval(90, math.nan, 1, n) == pytest.approx(expected)
-    assert tables.interval(0, math.nan, 1, n)[0] == 0 < tables.interval(0, math.nan, 1, n)[1]
-    assert tables.interval(100, math.nan, 1, n)[1] == 100
+    assert numbers.interval(90, math.nan, 1, n) == pytest.approx(expected)
+    assert numbers.interval(0, math.nan, 1, n)[0] == 0 < numbers.interval(0, math.nan, 1, n)[1]
+    assert numbers.interval(100, math.nan, 1, n)[1] == 100
 
 
 @pytest.mark.parametrize(("seed_std", "images"), [(0.0, 100), (0.04, 100), (0.04, 5000), (0.01, 1000)])
@@ -216,17 +180,22 @@ def test_the_interval_holds_the_truth_95_times_in_a_hundred_or_more(seed_std, im
         skill = random.normal(0, seed_std, (seeds, 1))
         right = random.random((seeds, images)) < np.clip(difficulty + skill, 0, 1)
         accuracy = 100 * right.mean(axis=1)
-        low, high = tables.interval(accuracy.mean(), accuracy.std(ddof=1), seeds, images)
+        low, high = numbers.interval(accuracy.mean(), accuracy.std(ddof=1), seeds, images)
         hits += low <= 100 * truth <= high
     assert hits >= 0.93 * 400
 
 
 @pytest.fixture
 def golden(tmp_path, monkeypatch):
-    """Five real runs (see tests/golden/golden.yaml)."""
+    """Five real runs (see golden.yaml beside them), on record as made by the present code."""
     shutil.copytree(GOLDEN, tmp_path / "golden")
     monkeypatch.chdir(tmp_path / "golden")
-    return Study("golden.yaml")
+    study = Study("golden.yaml")
+    for run in study.runs:
+        for stage in ("train", "evaluate"):
+            if record := folder.record_of(run, stage):
+                write_json(run.folder / folder.STAGES[stage].record, record | {"made_of": folder.present(run, stage)})
+    return study
 
 
 def test_real_results_give_the_committed_tables_in_every_byte(golden):
@@ -238,6 +207,24 @@ def test_real_results_give_the_committed_tables_in_every_byte(golden):
     for expected in (GOLDEN / "tables").iterdir():
         assert (golden.folder / "tables" / expected.name).read_text() == expected.read_text()
     assert len(list((GOLDEN / "tables").iterdir())) == 6
+
+
+def test_results_of_other_settings_or_code_are_marked_and_the_note_says_why(judged):
+    run = judged.run(MADRY)
+    path = run.folder / "run.json"
+    record = read_json(path)
+    record["made_of"]["settings"]["training.lr"] = 0.5
+    write_json(path, record)
+    accuracy = sheets(judged)[0]
+    assert accuracy.cells.at["madry", ("ε = 0.3", "Clean")].plain == "90.00 ± 14.14 ‡"
+    assert (
+        "‡ of other settings or code than the present: madry, ε = 0.3, seed 0 (training.lr 0.5 -> 0.05)."
+        in accuracy.note
+    )
+    assert accuracy.data["stale_seeds"].tolist() == [1, 1, 0, 0]
+    del record["made_of"]
+    write_json(path, record)
+    assert "madry, ε = 0.3, seed 0 (it is of an earlier version of sat_core)" in sheets(judged)[0].note
 
 
 def test_the_committed_tables_are_what_a_plain_recount_of_the_images_gives(golden):
@@ -266,8 +253,8 @@ def test_latex_sets_every_table_within_the_line(golden, mnist, write_study, tmp_
     for id in wide.file.tables["wide"].run_ids:
         write_run(wide.run(id), LABELS, ["apgd-ce"] * (id.seed + 1) + [""] * (9 - id.seed))
     files = []
-    for study, folder in ((wide, tmp_path), (mnist, tmp_path), (golden, tmp_path / "golden")):
-        monkeypatch.chdir(folder)
+    for study, here in ((wide, tmp_path), (mnist, tmp_path), (golden, tmp_path / "golden")):
+        monkeypatch.chdir(here)
         (name,) = study.file.tables
         files += [path.with_suffix(".tex").resolve() for path in tables.write_table(study, name)]
     inputs = "\n".join(rf"\input{{{path}}}" for path in files)
@@ -285,7 +272,7 @@ def test_latex_sets_every_table_within_the_line(golden, mnist, write_study, tmp_
 def test_one_command_writes_all_tables_of_a_study(judged, capsys):
     assert main(["table", "--study", str(judged.path)]) == 0
     assert "90.00 ± 14.14" in capsys.readouterr().out
-    assert len(list((judged.folder / "tables").iterdir())) == 12
+    assert len(list((judged.folder / "tables").glob("digits*"))) == 12
     assert main(["table", "--study", str(judged.path), "--table", "digit"]) == 2
     assert "did you mean 'digits'?" in capsys.readouterr().err
 
@@ -299,12 +286,12 @@ def test_two_tables_may_not_write_the_same_file(write_study):
 def test_html_of_a_caption_is_text(write_study):
     content = copy.deepcopy(TINY)
     content["tables"]["digits"]["caption"] = "<script>1 < 2 & 3</script>"
-    page = tables.as_html(sheets(Study(write_study(content)))[0], "digits")
+    page = render.as_html(sheets(Study(write_study(content)))[0], "digits")
     assert "&lt;script&gt;1 &lt; 2 &amp; 3" in page and "<script>" not in page
 
 
 def test_trivial_means_constant_or_no_better():
     balanced = pd.DataFrame({"label": [0, 1] * 50, "prediction": [0] * 100})
-    assert tables.is_trivial(balanced)
-    assert tables.is_trivial(balanced.assign(prediction=[0, 0, 1, 1] * 25))
-    assert not tables.is_trivial(balanced.assign(prediction=balanced["label"]))
+    assert is_trivial(balanced)
+    assert is_trivial(balanced.assign(prediction=[0, 0, 1, 1] * 25))
+    assert not is_trivial(balanced.assign(prediction=balanced["label"]))

@@ -10,7 +10,7 @@ def test_operations_and_parameters_of_the_small_network_are_those_counted_by_han
     run = next(iter(tiny.runs))
     convolutions = 16 * 9 * 1 * 64 + 32 * 9 * 16 * 16 + 64 * 9 * 32 * 4
     weights = 16 * 9 + 32 * 9 * 16 + 64 * 9 * 32 + 256 * 10
-    assert forward_flops(run.model, run.data) == (2 * (convolutions + 256 * 10), weights + 16 + 32 + 64 + 10)
+    assert forward_flops(run) == (2 * (convolutions + 256 * 10), weights + 16 + 32 + 64 + 10)
 
 
 def test_a_run_costs_its_steps_times_its_images(tiny):

@@ -1,0 +1,56 @@
+"""What curvature.json says of a network, against its parts."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from helpers import PSAT, TINY, forget
+
+from sat_core.__main__ import main
+from sat_core.runs import checkpoint
+from sat_core.runs.files import checksum, read_json, write_json
+from sat_core.runs.network import fresh_model
+from sat_core.runs.train import train
+from sat_core.study import Study
+
+
+@pytest.fixture
+def trained(write_study):
+    """A trained run with two snapshots: of the selected weights, and of a network that says nothing."""
+    content = copy.deepcopy(TINY)
+    small = {"images": 50, "batch_size": 32, "steps": 10}
+    content["overrides"].append({"set": {"training": {"snapshots": 1}, "curvature": small}})
+    study = Study(write_study(content))
+    run = study.run(PSAT)
+    train(run)
+    selected, constant = fresh_model(run), fresh_model(run)
+    checkpoint.load_weights(run.folder / "model.safetensors", selected)
+    for parameter in constant.parameters():
+        parameter.data.zero_()
+    record = read_json(run.folder / "run.json")
+    for epoch, model in ((1, selected), (2, constant)):
+        name = run.training.snapshot(epoch)
+        checkpoint.save_weights(run.folder / name, model.state_dict())
+        record["files"][name] = checksum(run.folder / name)
+    write_json(run.folder / "run.json", record)
+    return study, run
+
+
+def test_curvature_json_says_what_the_network_is_worth(trained, capsys):
+    study, run = trained
+    command = ["curvature", "--study", str(study.path), "--run", PSAT]
+    assert main(command) == 0
+    content = json.loads((run.folder / "curvature.json").read_text())
+    selected, (first, second) = content["selected"], content["epochs"]
+    assert selected["n"] == 50 and 0 <= selected["adversarial"] <= selected["clean"] <= 1
+    assert selected["residual"] < 0.05 * selected["lambda_max"]
+    assert (first["epoch"], second["epoch"]) == (1, 2)
+    assert first | {"epoch": selected["epoch"]} == selected  # the same weights: the same numbers, to the last bit
+    assert second["trivial"] and second["loss"] == pytest.approx(np.log(10), rel=1e-6)
+    assert sum(content["spectrum"]["weights"]) == pytest.approx(1)
+    forget(run, "curvature")
+    (run.folder / run.training.snapshot(2)).unlink()
+    assert main(command) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "epoch0002.safetensors is missing; delete" in error

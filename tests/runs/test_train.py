@@ -1,0 +1,125 @@
+"""Training real, small runs: nothing is lost to signals, and what goes wrong is one sentence."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from helpers import PSAT, TINY, forget, results
+
+from sat_core import models
+from sat_core.__main__ import main
+from sat_core.attacks import PGD
+from sat_core.errors import ConfigError, Interrupted
+from sat_core.runs import checkpoint, folder
+from sat_core.runs.device import take_device
+from sat_core.runs.images import Images
+from sat_core.runs.network import accuracies, predict
+from sat_core.runs.train import train
+from sat_core.runs.trainer import Trainer
+from sat_core.study import Study
+
+
+def stop_after(monkeypatch, steps: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Send this process a signal in the middle of the given optimiser step, once."""
+    original, count = Trainer.step, iter(range(1, 10**9))
+
+    def step(self, *batch):
+        if next(count) == steps:
+            os.kill(os.getpid(), number)
+        return original(self, *batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+
+
+@pytest.mark.parametrize("steps", [1, 9, 20, 21, 22, 41])
+def test_a_signal_at_any_step_costs_nothing(judged, monkeypatch, steps):
+    run = judged.run(PSAT)
+    forget(run, "evaluate")
+    whole = results(run)
+    shutil.rmtree(run.folder)
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        with pytest.raises(Interrupted, match="SIGTERM: saved in epoch"):
+            train(run)
+    assert not (run.folder / "run.json").exists()
+    torch.rand(3)  # what happens in between must not matter
+    train(run)
+    assert results(run) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_the_command_line_turns_a_signal_into_status_75(tiny, monkeypatch, capsys, number):
+    stop_after(monkeypatch, 3, number)
+    assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 75
+    assert f"interrupted: {number.name}: saved in epoch 1, step 3" in capsys.readouterr().err
+    assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 0
+
+
+def test_the_memory_recorded_is_the_most_that_any_process_of_the_run_held(tiny, monkeypatch):
+    run = tiny.run(PSAT)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr("sat_core.runs.trainer.peak_memory", lambda device: {"main": 9e9})
+        stop_after(patch, 25)
+        train(run)
+    train(run)
+    assert json.loads((run.folder / "run.json").read_text())["peak_memory_mb"] == {"main": 9e9}
+
+
+def test_minutes_between_checkpoints_count_within_an_epoch(write_study, monkeypatch):
+    overrides = [*TINY["overrides"], {"set": {"resources": {"checkpoint_minutes": 1e-9}}}]
+    run = Study(write_study(TINY | {"overrides": overrides})).run(PSAT)
+    saved = []
+    monkeypatch.setattr(checkpoint, "save_checkpoint", lambda path, made_of, state: saved.append(state["step_count"]))
+    train(run)
+    assert saved == [*range(1, 22), 0, *range(1, 22), 0]
+
+
+def test_divergence_names_the_place_and_keeps_the_last_checkpoint(write_study):
+    overrides = [*TINY["overrides"], {"set": {"training": {"lr": 1e20}}}]
+    run = Study(write_study(TINY | {"overrides": overrides})).run(PSAT)
+    trainer = Trainer(run, torch.device("cpu"))
+    checkpoint.save_checkpoint(run.folder / "checkpoint.pt", folder.present(run, "train"), trainer.state_dict())
+    before = (run.folder / "checkpoint.pt").read_bytes()
+    with pytest.raises(ConfigError, match=r"diverged: .* epoch 1, step \d+, at learning rate 1e\+20, defense psat"):
+        train(run)
+    assert (run.folder / "checkpoint.pt").read_bytes() == before
+
+
+def test_out_of_memory_is_one_sentence(tiny, monkeypatch, capsys):
+    def hungry(self, index, x, y):
+        return torch.empty(2**60)  # the real allocator refuses
+
+    monkeypatch.setattr(Trainer, "step", hungry)
+    assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 2
+    assert "error: out of memory; lower training.batch_size" in capsys.readouterr().err
+
+
+def test_a_gpu_is_used_if_wanted_and_one_that_torch_cannot_use_is_told(write_study, tmp_path, monkeypatch):
+    without = TINY | {"overrides": [*TINY["overrides"], {"set": {"resources": {"gpus": 0}}}]}
+    run, alone = (Study(write_study(study)).run(PSAT) for study in (TINY, without))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sat_core.runs.device.DRIVER", tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert take_device(run).type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert take_device(alone).type == "cpu"
+    with pytest.raises(ConfigError, match="cannot use the GPU that this job was given"):
+        take_device(run)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert take_device(alone).type == "cpu"
+
+
+def test_validation_of_images_that_are_all_misclassified():
+    model = models.build("cnn", (1, 8, 8), 10, mean=[0.0], std=[1.0])
+    images = Images(torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8), torch.zeros(5, dtype=torch.int64))
+    images.labels[:] = (predict(model, images.batch(slice(None))[0]) + 1) % 10
+    assert accuracies(model, images, PGD(0.1, 0.02, 2)) == (0, 0)
+
+
+def test_an_unusable_results_folder_is_one_sentence(tiny, capsys):
+    (tiny.path.parent / "results").write_text("in the way")
+    assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 2
+    assert "cannot be used as an output folder" in capsys.readouterr().err

@@ -1,0 +1,26 @@
+"""The judge, against what can be worked out by hand."""
+
+import pytest
+import torch
+
+from sat_core.judge import ATTACKS, attack_standing
+from sat_core.runs.network import predict
+
+
+@pytest.mark.parametrize("classes", [4, 7])
+def test_autoattack_targets_every_class_where_there_are_few(classes):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes)).requires_grad_(False)
+    x = torch.rand(30, 1, 8, 8)
+    y, broken_by = predict(model, x), [""] * 30
+    for attack in ATTACKS:
+        attack_standing(
+            model, x, y, attack, epsilon=0.1, seed=0, classes=classes, broken_by=broken_by, batch_size=len(x)
+        )
+    margins = (model(x).gather(1, y[:, None]) - model(x)) - 0.1 * (
+        model[1].weight[y][:, None] - model[1].weight
+    ).abs().sum(dim=2)
+    margins.scatter_(1, y[:, None], float("inf"))
+    breakable = margins.amin(dim=1) < 0  # of a linear network in the ball, images near 0 or 1 apart
+    assert not any(by and not can for by, can in zip(broken_by, breakable.tolist(), strict=True))
+    assert 0 < sum(by != "" for by in broken_by) < 30
