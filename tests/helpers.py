@@ -133,7 +133,7 @@ class Project:
             return subprocess.Popen(
                 [SNAKEMAKE, *arguments, *named],
                 cwd=self.folder,
-                env=environment | {"PATH": path},
+                env=environment | {"PATH": path, "PYTHONPATH": str(self.folder)},
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -155,7 +155,12 @@ class Project:
     def python(self, *arguments: str) -> str:
         """What ``python`` prints in this folder; fails unless it ends well."""
         done = subprocess.run(
-            [sys.executable, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=300
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": str(self.folder)},
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

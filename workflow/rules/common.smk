@@ -12,8 +12,6 @@ from snakemake.io import _IOFile
 from snakemake.jobs import Job
 from snakemake.settings.types import DeploymentMethod, RerunTrigger
 
-sys.path.insert(0, str(Path.cwd()))  # as for the rules' `python -m sat_core`: in a copy of the project, its own code
-
 try:
     from sat_core import workflow as sat
     from sat_core.errors import ConfigError

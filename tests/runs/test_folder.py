@@ -1,0 +1,169 @@
+"""What is finished stays; what is accepted is on record; what belongs to another study is left alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import PSAT
+from safetensors.torch import load_file, save_file
+
+from sat_core.__main__ import main
+from sat_core.errors import ConfigError, Hopeless
+from sat_core.runs import folder
+from sat_core.runs.device import free_gpu
+from sat_core.runs.files import checksum, read_json, write_json
+from sat_core.runs.trainer import Trainer
+from sat_core.study import Study, fingerprint
+from sat_core.workflow import asked_for, restarts
+
+
+def test_deleted_results_are_put_back_as_the_same_files(judged):
+    run = judged.run(PSAT)
+    files = [run.folder / name for about in folder.STAGES.values() for name in (about.record, *about.files)]
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files if path.exists()}
+    assert len(before) == 6
+    for path in before:
+        path.unlink()
+    assert folder.finished(run, "evaluate") and folder.finished(run, "train")
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
+    assert all(path.samefile(run.folder / folder.KEPT / path.name) for path in before)
+
+
+def test_what_was_kept_of_other_settings_is_not_put_back(judged):
+    run = judged.run(PSAT)
+    (run.folder / "run.json").unlink()
+    content = judged.path.read_text().replace("epochs: 2\n", "epochs: 3\n")
+    judged.path.write_text(content)
+    assert not folder.finished(Study(judged.path).run(PSAT), "train")
+    assert not (run.folder / "run.json").exists()
+
+
+def test_code_can_be_accepted_on_record_and_settings_cannot(judged, monkeypatch, capsys):
+    run = judged.run(PSAT)
+    true = fingerprint.code.__wrapped__
+    monkeypatch.setattr(fingerprint, "code", lambda *modules: true(*modules) | {"attacks": "of tomorrow"})
+    assert folder.why_again(run, "train") == ["sat_core/attacks.py changed"]
+    assert main(["accept", "--study", "tiny.yaml"]) == 0
+    assert f"{PSAT}: train: sat_core/attacks.py changed" in capsys.readouterr().out
+    assert not folder.why_again(run, "train") and not folder.why_again(run, "evaluate")
+    (note,) = read_json(run.folder / "run.json")["accepted"]
+    assert note["changes"] == ["sat_core/attacks.py changed"] and note["by"] and note["at"] and "commit" in note
+    assert note["now"]["attacks"] == "of tomorrow" != note["before"]["attacks"]
+    main(["report", "--study", "tiny.yaml"])
+    assert "accepted although sat_core/attacks.py changed" in Path("results/tiny/report.html").read_text()
+
+    judged.path.write_text(judged.path.read_text().replace("epochs: 2\n", "epochs: 3\n"))
+    assert main(["accept", "--study", "tiny.yaml"]) == 2
+    assert "only changed code can be accepted, not this: training.epochs 2 -> 3" in capsys.readouterr().err
+
+
+def test_two_studies_of_one_name_are_not_mixed(judged, capsys):
+    Path("elsewhere").mkdir()
+    other = Path("elsewhere/tiny.yaml")
+    other.write_text(judged.path.read_text())
+    assert main(["table", "--study", str(other)]) == 2
+    assert (
+        "results/tiny holds the results of tiny.yaml; elsewhere/tiny.yaml has the same name" in capsys.readouterr().err
+    )
+    judged.path.unlink()  # a study file that moved takes its results along
+    assert main(["table", "--study", str(other)]) == 0
+
+
+def test_changed_pixels_of_the_prepared_images_are_noticed(judged, capsys):
+    run = judged.run(PSAT)
+    path = folder.data_file(run)
+    tensors = load_file(path)
+    tensors["test.pixels"][0, 0, 0, 0] ^= 1
+    save_file(tensors, path, {"scale": "16"})
+    (run.folder / "autoattack.json").unlink()
+    (run.folder / folder.KEPT / "autoattack.json").unlink()
+    assert main(["evaluate", "--study", "tiny.yaml", "--run", PSAT]) == 2
+    assert "is damaged: its test images changed; delete it, it will be made again" in capsys.readouterr().err
+
+
+def test_other_images_make_the_training_a_thing_of_the_past(judged):
+    run = judged.run(PSAT)
+    path = folder.data_file(run).with_suffix(".json")
+    record = read_json(path)
+    record["train"]["sha256"] = "0" * 64
+    write_json(path, record)
+    assert folder.why_again(run, "train") == ["the train images are others"]
+
+
+def test_weights_that_are_not_finite_are_refused_not_judged(judged, capsys):
+    run = judged.run(PSAT)
+    path = run.folder / folder.WEIGHTS
+    tensors = load_file(path)
+    next(iter(tensors.values())).view(-1)[0] = torch.nan
+    path.unlink()
+    save_file(tensors, path)
+    record = read_json(run.folder / "run.json")
+    record["files"][folder.WEIGHTS] = checksum(path)
+    write_json(run.folder / "run.json", record)
+    assert main(["evaluate", "--study", "tiny.yaml", "--run", PSAT]) == 2
+    assert "holds numbers that are not finite" in capsys.readouterr().err
+
+
+def test_a_damaged_landscape_lets_the_report_fail_after_it_is_written(measured, capsys):
+    run = measured.runs[0]
+    path = run.folder / "landscape.npz"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: len(content) // 2])
+    assert main(["report", "--study", "tiny.yaml"]) == 2
+    assert "landscape.npz is damaged" in capsys.readouterr().err
+    assert "landscape.npz is damaged" in Path("results/tiny/report.html").read_text()
+
+
+def test_what_cannot_succeed_is_not_tried_again_until_something_changes(write_study, tiny_study, monkeypatch):
+    study = Study(write_study(tiny_study))
+    run = study.run(PSAT)
+    assert restarts(study, "train", PSAT, budget=5) == 5
+    folder.give_up(run, "train", Hopeless("training diverged"))
+    assert restarts(study, "train", PSAT, budget=5) == restarts(study, "evaluate", PSAT, budget=5) == 0
+    tiny_study["overrides"][0]["set"]["training"]["lr"] = 0.01
+    changed = Study(write_study(tiny_study))
+    assert restarts(changed, "train", PSAT, budget=5) == 5
+
+
+def test_a_time_limit_is_no_failure_as_long_as_there_is_progress(write_study, tiny_study):
+    study = Study(write_study(tiny_study))
+    run = study.run(PSAT)
+    run.folder.mkdir(parents=True)
+    for expected in (1, 2):
+        (run.folder / "checkpoint.pt").write_text(f"{expected}")
+        folder.count_interruption(run)
+        assert folder.interruptions(run) == expected
+    folder.count_interruption(run)  # nothing new was saved
+    assert folder.interruptions(run) == 2
+    assert restarts(study, "train", PSAT, budget=5) == 7
+    assert asked_for(run, "mem_mb", 3, 10**9) == run.resources.mem_mb  # nor does it ask for more
+
+
+def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("sat_core.runs.device.HELD", [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
+    assert [free_gpu(3) for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,9")
+    assert free_gpu(2) == 1  # GPU 9 is free, GPU 5 has two already
+    assert free_gpu(1) == 0
+
+
+def test_a_network_that_has_learnt_nothing_is_selected_last(write_study, tiny_study):
+    trainer = Trainer(Study(write_study(tiny_study)).run(PSAT), torch.device("cpu"))
+    constant, clean_only, robust = trainer.score(0.104, 0.104), trainer.score(0.98, 0.0), trainer.score(0.9, 0.3)
+    assert constant < clean_only < robust
+
+
+def test_records_are_json_that_says_what_results_are_made_of(judged):
+    record = json.loads((judged.run(PSAT).folder / "run.json").read_text())
+    assert record["made_of"]["settings"]["training.lr"] == 0.05
+    assert {"attacks", "defenses.psat", "models.cnn", "runs.trainer"} <= set(record["made_of"]["code"])
+    assert not {"defenses.madry", "models.small", "study", "runs.files"} & set(record["made_of"]["code"]) - {
+        "models.small"
+    }
+    with pytest.raises(ConfigError, match="there is nothing to accept"):
+        judged.run(PSAT).folder.rename("gone")
+        folder.accept(judged.run(PSAT))
