@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from restated import EPOCHS, defense, differences, in_ball, make_batch, near, perturbed, plain_pgd, same
+from defenses.restated import EPOCHS, defense, differences, in_ball, make_batch, near, perturbed, plain_pgd, same
 
 from sat_core import attacks
 from sat_core.attacks import uniform_start

@@ -4,7 +4,7 @@ from math import tanh
 
 import pytest
 import torch
-from restated import EPOCHS, defense, differences, in_ball, make_batch, perturbed, plain_pgd, same
+from defenses.restated import EPOCHS, defense, differences, in_ball, make_batch, perturbed, plain_pgd, same
 
 from sat_core.attacks import uniform_start
 from sat_core.defenses import build

@@ -5,7 +5,7 @@ from math import cos, pi
 
 import pytest
 import torch
-from restated import EPOCHS, defense, differences, in_ball, make_batch, near, perturbed, plain_pgd, same
+from defenses.restated import EPOCHS, defense, differences, in_ball, make_batch, near, perturbed, plain_pgd, same
 
 from sat_core.attacks import PGD, uniform_start
 from sat_core.defenses import build

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import pytest
-from studies import REPOSITORY
+from helpers import REPOSITORY
 
 from sat_core import defenses
 from sat_core.report import numbers

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from restated import EPOCHS, defense, differences, in_ball, make_batch, near, perturbed, plain_pgd, probabilities
+from defenses.restated import (
+    EPOCHS,
+    defense,
+    differences,
+    in_ball,
+    make_batch,
+    near,
+    perturbed,
+    plain_pgd,
+    probabilities,
+)
 
 from sat_core.attacks import normal_start, uniform_start
 from sat_core.defenses import build

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from restated import EPOCHS, defense, differences, make_batch, near, perturbed, same
+from defenses.restated import EPOCHS, defense, differences, make_batch, near, perturbed, same
 
 from sat_core.defenses import build
 from sat_core.errors import ConfigError
