@@ -2,7 +2,7 @@
 
 A design's name is made of its parts: SCALE[-gauss-newton][-folded][-clean][-last|-best]-CURRICULUM. With linear0-75
 lambda is 0 in the first epoch and rises linearly, to 1 after 75 % of them; with steps0.5 it rises from 0.5 in the three
-jumps of P-SAT's curriculum. madry, psat and hsat are the package's, psat with the dataset's curriculum. hsat is
+jumps of P-SAT's curriculum. madry, psat and hsat are the package's, with the dataset's curriculum. hsat is
 start-mean-linear0-75, but `Curriculum` counts as the authors' code does, so that its lambda is an epoch ahead.
 """
 
@@ -115,8 +115,6 @@ def make_trainer(name: str, epsilon: str, seed: int, given: argparse.Namespace) 
     table = {"dataset": given.dataset, "models": [given.model or MODELS[given.dataset]], "epsilons": [epsilon]}
     table |= {"defenses": [name if name in PACKAGED else "madry"], "seeds": [seed]}
     settings = [given.set, {"resources": {"threads": given.threads, "gpus": 0}}]
-    if name == "hsat":
-        settings.append({"options": {"curriculum": {"kind": "linear", "epochs": [0, 0.75]}}})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "designs.yaml")
         path.write_text(yaml.safe_dump({"tables": {"t": table}, "overrides": [{"set": s} for s in settings]}))
