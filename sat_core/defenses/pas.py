@@ -12,7 +12,7 @@ from sat_core.fields import Positive, When, at
 
 
 class PAS(Defense):
-    """A curriculum on the radius, psi = |delta|_inf / epsilon, with ``lambda_t = min(1, peak (1 - cos(pi t)) / 2)``.
+    """A curriculum on the radius: ``psi = |delta|_inf / epsilon``, ``lambda_t = min(1, peak (1 - cos(pi t)) / 2)``.
 
     t runs from 0 to 1 in each period, of which ``ends`` are the ends; after the last lambda stays
     where it came to. As published the peak is 16/255 for 8/255 on CIFAR-10, and 0.6 for 0.4 on MNIST (peak: 1.5). In
