@@ -214,8 +214,15 @@ class Curriculum(Frozen):
     stop: Number = 1.0
 
     def resolved(self, epochs: int) -> Curriculum:
-        """With epochs in the place of shares of a training of so many."""
-        return self.model_copy(update={"epochs": [at(when, epochs) for when in self.epochs]})
+        """With epochs in the place of shares of a training of so many; in a very short one some may fall together."""
+        if all(isinstance(when, int) for when in self.epochs):
+            return self
+        found = [at(when, epochs) for when in self.epochs]
+        if self.kind == "steps":
+            found = sorted({min(epoch, epochs - 1) for epoch in found})
+        elif len(found) == 2:
+            found[1] = max(found[1], found[0] + 1)
+        return self.model_copy(update={"epochs": found})
 
     def check(self, epochs: int, low: float, high: float) -> None:
         """Raise ValueError unless the epochs increase and lie within ``epochs``, and lambda within [low, high]."""

@@ -43,7 +43,7 @@ def _when(value: Any) -> Any:
 
 
 def at(when: int | float, epochs: int) -> int:
-    """The epoch, from 0, that a :data:`When` means in a training of so many ``epochs``.
+    """The epoch, from 0, that a :data:`When` means in a training of so many ``epochs``, at most ``epochs`` of a share.
 
     Example:
         >>> at(30, 100), at(0.6, 100), at(1.0, 8)

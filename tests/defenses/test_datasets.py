@@ -17,13 +17,14 @@ PROTOCOL = {
 """P-SAT's curriculum, Dynamic's horizon and the learning rate's milestones, in epochs, as the protocols have them."""
 
 
+@pytest.mark.parametrize("epochs", [8, 2])
 @pytest.mark.parametrize("defense", sorted(defense_names()))
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_eight_epochs_alone_are_a_study(write_study, dataset, defense):
+def test_another_number_of_epochs_alone_is_a_study(write_study, dataset, defense, epochs):
     model = "resnet34" if dataset == "imagenette" else "preactresnet18" if "cifar" in dataset else "cnn"
     table = {"dataset": dataset, "models": [model], "defenses": [defense], "epsilons": ["8/255"]}
-    eight = {"set": {"training": {"epochs": 8}}}
-    study = Study(write_study({"tables": {"one": table}, "overrides": [eight]}))
+    fewer = {"set": {"training": {"epochs": epochs}}}
+    study = Study(write_study({"tables": {"one": table}, "overrides": [fewer]}))
     check(study, study.runs)
 
 

@@ -49,8 +49,12 @@ class Training(Frozen):
 
     @pydantic.model_validator(mode="after")
     def _milestones_within(self) -> Training:
-        found = self.milestone_epochs
-        if found != sorted(set(found)) or any(epoch >= self.epochs for epoch in found):
+        too_late = any(isinstance(when, int) and when >= self.epochs for when in self.milestones)
+        if (
+            len(set(self.milestones)) < len(self.milestones)
+            or self.milestone_epochs != sorted(self.milestone_epochs)
+            or too_late
+        ):
             raise ValueError(f"milestones {self.milestones} must increase and lie below epochs ({self.epochs})")
         if self.milestones and self.schedule != "steps":
             raise ValueError(f"milestones {self.milestones} belong to schedule: steps, not {self.schedule}")
@@ -60,8 +64,8 @@ class Training(Frozen):
 
     @property
     def milestone_epochs(self) -> list[int]:
-        """The milestones as epochs."""
-        return [at(when, self.epochs) for when in self.milestones]
+        """The milestones as epochs; shares of a training so short that they fall together do."""
+        return [min(at(when, self.epochs), self.epochs - 1) for when in self.milestones]
 
     @property
     def snapshot_epochs(self) -> range:
