@@ -1,10 +1,11 @@
 """The real Snakemake on a real, small study: what runs, what runs again, and what does not."""
 
 import copy
+import subprocess
 
 import pytest
 import yaml
-from helpers import MADRY, PSAT, TINY, Project, jobs
+from helpers import MADRY, PSAT, REPOSITORY, SNAKEMAKE, TINY, Project, jobs
 
 from sat_core.report.kinds import FIGURES
 
@@ -120,3 +121,19 @@ def test_a_config_that_nobody_would_read_is_refused(project):
     said = project.snakemake("-n", "--config", "overrides=[]", status=1)
     assert "--config overrides: a study is changed in its file" in said and "Traceback" not in said
     assert "Nothing to be done" in project.snakemake("-n", "--config", "max_minutes=10")
+
+
+def test_the_workflow_is_a_module_of_another(tmp_path):
+    (tmp_path / "Snakefile").write_text(
+        f'module sat:\n    snakefile: "{REPOSITORY}/workflow/Snakefile"\n'
+        f'    config: {{"study": "{REPOSITORY}/config/demo.yaml"}}\n\n'
+        "use rule * from sat\n\n"
+        'rule mine:\n    default_target: True\n    input: "results/demo/report.html"\n'
+    )
+    done = subprocess.run([SNAKEMAKE, "-n", "--quiet", "rules"], cwd=tmp_path, capture_output=True, text=True)
+    planned = jobs(done.stdout + done.stderr)
+    assert planned.pop("mine") == 1
+    assert planned == {"data": 1, "train": 14, "evaluate": 14, "curvature": 4, "landscape": 4, "figure": 8} | {
+        "table": 1,
+        "report": 1,
+    }
