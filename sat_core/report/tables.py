@@ -6,6 +6,8 @@ All are made from what exists: a run that failed, or has not been made yet, leav
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -66,8 +68,13 @@ def sheets(study: Study, name: str) -> dict[str, Sheet]:
     table = study.file.tables[name]
     rows = results(study, table)
     data = accuracy_cells(table, rows)
-    made = main_sheet(table, data, rows), attacks_sheet(table, data, rows), cost_sheet(table, costs(study, table))
-    return {f"{name}{part}": sheet for part, sheet in zip(PARTS, made, strict=True)}
+    made: Iterable[Sheet] = (
+        main_sheet(table, data, rows),
+        attacks_sheet(table, data, rows),
+        cost_sheet(table, costs(study, table)),
+    )
+    named = [replace(sheet, cells=sheet.cells.rename(index=study.file.names)) for sheet in made]
+    return {f"{name}{part}": sheet for part, sheet in zip(PARTS, named, strict=True)}
 
 
 def main_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:

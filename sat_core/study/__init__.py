@@ -49,6 +49,9 @@ class Study:
                 raise ConfigError(f"{self.path}: variants.{name}: there is a defense of that name; take another one")
             if name not in listed:
                 raise ConfigError(f"{self.path}: variants.{name} stands in no table: add it to a table's defenses")
+        for name in self.file.names:
+            if name not in listed:
+                raise ConfigError(f"{self.path}: names: {unknown('defense', name, listed)}")
         for base in map(self.base_defense, listed):
             if base not in defense_names():
                 raise ConfigError(f"{self.path}: {unknown('defense', base, defense_names())}")
@@ -70,6 +73,10 @@ class Study:
     def base_defense(self, name: str) -> str:
         """The defense that a table means by ``name``: that of a variant, or the one of that name."""
         return self.file.variants[name].defense if name in self.file.variants else name
+
+    def display(self, name: str) -> str:
+        """What a defense is called in tables and figures."""
+        return self.file.names.get(name, name)
 
     @property
     def folder(self) -> Path:

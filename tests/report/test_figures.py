@@ -8,11 +8,12 @@ from helpers import MADRY, TINY, write_run
 
 from sat_core.errors import ConfigError
 from sat_core.report import figures
+from sat_core.report.figures import style
 from sat_core.report.figures.style import existing
 from sat_core.report.figures.training import tradeoff
 from sat_core.report.kinds import FIGURES
 from sat_core.runs.files import read_json, write_json
-from sat_core.study import Study
+from sat_core.study import Study, defense_names
 
 
 def test_figures_come_of_what_there_is(measured):
@@ -63,3 +64,25 @@ def test_models_are_never_drawn_over_one_another(write_study):
     points = [[tuple(point) for found in axis.collections for point in found.get_offsets()] for axis in axes]
     assert points == [[(100, 100)], [(100, 0)]]
     figures.plt.close("all")
+
+
+def test_a_defense_looks_the_same_in_every_study_and_sixteen_can_be_told_apart(write_study, tiny_study):
+    names = sorted(defense_names())
+    tiny_study["tables"]["digits"]["defenses"] = names  # their options are not asked for
+    everything = Study(write_study(tiny_study))
+    looks = style.appearance(everything, everything.file.tables["digits"])
+    assert len(names) >= 16 and len(set(looks.values())) == len(names)
+
+    tiny_study["tables"]["digits"]["defenses"] = ["psat", "eager", "madry"]
+    tiny_study["variants"] = {"eager": {"defense": "psat"}}
+    tiny_study["names"] = {"psat": "P-SAT (ours)"}
+    few = Study(write_study(tiny_study))
+    some = style.appearance(few, few.file.tables["digits"])
+    assert some["psat"] == looks["psat"] and some["madry"] == looks["madry"]
+    assert some["eager"][0] == looks["psat"][0] and some["eager"][1] != looks["psat"][1]
+    assert few.display("psat") == "P-SAT (ours)" and few.display("madry") == "madry"
+
+
+def test_a_name_for_a_defense_that_stands_in_no_table_is_a_mistake(write_study, tiny_study):
+    with pytest.raises(ConfigError, match="names: unknown defense 'pzat'; did you mean 'psat'"):
+        Study(write_study(tiny_study | {"names": {"pzat": "P-SAT"}}))

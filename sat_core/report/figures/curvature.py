@@ -22,7 +22,7 @@ def curvature(study: Study, name: str) -> Figure:
     """
     table = study.file.tables[name]
     rows = measured(study, table)
-    looks = appearance(table.defenses)
+    looks = appearance(study, table)
     snapshots, selected = rows[~rows["selected"]], rows[rows["selected"]]
     over_epochs = [block for block in blocks(table) if len(in_block(snapshots, *block))]
     figure, axes = panels(2, len(over_epochs) + len(table.models), 4.6, sharex="col", sharey="row")
@@ -32,11 +32,13 @@ def curvature(study: Study, name: str) -> Figure:
         axes[row, 0].set_ylabel(label)
         for axis, block in zip(axes[row], over_epochs, strict=False):
             for (defense, _), run in in_block(snapshots, *block).groupby(["defense", "seed"], sort=False):
-                draw_points(axis, run["epoch"], run[key], run["trivial"], *looks[defense], defense, line=True)
+                draw_points(
+                    axis, run["epoch"], run[key], run["trivial"], *looks[defense], study.display(defense), line=True
+                )
         for axis, model in zip(axes[row, len(over_epochs) :], table.models, strict=True):
             for defense, runs in selected[selected["model"] == model].groupby("defense", sort=False):
                 values = runs["epsilon"].map(lambda text: Epsilon.parse(text).value)
-                draw_points(axis, values, runs[key], runs["trivial"], *looks[defense], defense)
+                draw_points(axis, values, runs[key], runs["trivial"], *looks[defense], study.display(defense))
                 mean = runs[key].groupby(values).mean()
                 axis.plot(mean.index, mean, color=looks[defense][0], lw=1.3, alpha=0.6)
     for (top, bottom), block in zip(axes.T, over_epochs, strict=False):
@@ -67,7 +69,7 @@ def measured(study: Study, table: Table) -> pd.DataFrame:
 def spectrum(study: Study, name: str) -> Figure:
     """The density of the Hessian's eigenvalues for the first seed of each cell, smoothed by a Gaussian kernel."""
     table = study.file.tables[name]
-    looks = appearance(table.defenses)
+    looks = appearance(study, table)
     groups = blocks(table)
     figure, axes = panels(1, len(groups), 3, sharex=True, sharey=True)
     first_seed = [id for id in table.curvature_ids if id.seed == table.seeds[0]]
@@ -81,7 +83,9 @@ def spectrum(study: Study, name: str) -> Figure:
         for id, spectrum in found:
             if (id.model, id.epsilon) == group:
                 bells = np.exp(-0.5 * ((t[:, None] - spectrum["nodes"]) / kernel) ** 2) / (kernel * np.sqrt(2 * np.pi))
-                axis.plot(t, bells @ spectrum["weights"], color=looks[id.defense][0], lw=1.3, label=id.defense)
+                axis.plot(
+                    t, bells @ spectrum["weights"], color=looks[id.defense][0], lw=1.3, label=study.display(id.defense)
+                )
     figure.supxlabel("eigenvalue of the Hessian", fontsize="medium")
     axes[0, 0].set(yscale="log", ylim=(1e-7, 30 / kernel), ylabel=f"density (kernel width {kernel:.2g})")
     legend(figure, *axes[0])

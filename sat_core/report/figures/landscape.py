@@ -49,7 +49,7 @@ def draw_planes(part: SubFigure, study: Study, ids: list[RunId], plane: str) -> 
         surface = part.add_subplot(2, len(ids), column + 1, projection="3d")
         contour = part.add_subplot(2, len(ids), len(ids) + column + 1)
         flat.append(contour)
-        surface.set_title(f"{id.defense}: loss", fontsize=10, pad=-2)
+        surface.set_title(f"{study.display(id.defense)}: loss", fontsize=10, pad=-2)
         surface.tick_params(labelsize=7, pad=-3)
         surface.zaxis.set_major_locator(MaxNLocator(4))
         surface.xaxis.labelpad = surface.yaxis.labelpad = -8

@@ -30,12 +30,29 @@ WIDTH = 5.9
 COLOURS = ["#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00"]
 """Okabe and Ito's palette, which the colour-blind can tell apart."""
 RED = "#C00000"
-MARKERS = "osD^vP*"
+MARKERS = "osD^vP*X<>phd8H"
+PAIRS = [(colour, MARKERS[(i + 7 * turn) % len(MARKERS)]) for turn in range(8) for i, colour in enumerate(COLOURS)]
+"""All different; seven in a row differ in both colour and marker."""
+STYLED = (
+    *("standard", "madry", "trades", "dynamic", "cat", "hsat", "psat"),
+    *("epsilon_curriculum", "fat", "mart", "pas", "gairat", "mail", "score", "step_curriculum", "loss_curriculum"),
+)
+"""Defenses in the order in which they have been given their looks; new ones come last."""
 
 
-def appearance(defenses: list[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each defense, the same in every figure of a table."""
-    return {d: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, d in enumerate(defenses)}
+def appearance(study: Study, table: Table) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each defense of a table: a defense has the same in every study.
+
+    A variant has the colour of what it varies, and a marker of its own. Defenses from elsewhere take what is left.
+    """
+    looks = dict(zip(STYLED, PAIRS, strict=False))
+    free = [pair for pair in PAIRS if pair not in looks.values()]
+    for name in table.defenses:
+        if name not in looks:
+            colour = looks.get(study.base_defense(name), (None,))[0]
+            looks[name] = next((pair for pair in free if pair[0] == colour), free[0])
+            free.remove(looks[name])
+    return {name: looks[name] for name in table.defenses}
 
 
 def panels(rows: int, columns: int, height: float, **sharing: Any) -> tuple[Figure, np.ndarray]:

@@ -38,7 +38,7 @@ def training_curves(study: Study, name: str) -> Figure:
     """How training went, over the epochs: a row a quantity, a column an epsilon, a line a run."""
     table = study.file.tables[name]
     rows = histories(study, table)
-    looks = appearance(table.defenses)
+    looks = appearance(study, table)
     groups = blocks(table)
     figure, axes = panels(len(DYNAMICS), len(groups), 8.2, sharex=True, sharey="row")
     for column, (model, epsilon) in enumerate(groups):
@@ -59,7 +59,7 @@ def training_curves(study: Study, name: str) -> Figure:
                         markevery=(i * spacing // len(table.defenses), spacing),
                         lw=1.2,
                         alpha=0.85,
-                        label=defense,
+                        label=study.display(defense),
                     )
     legend(figure, axes[0, 0])
     return figure
@@ -69,7 +69,7 @@ def tradeoff(study: Study, name: str) -> Figure:
     """Clean against robust accuracy, a marker a run; trivial runs are hollow."""
     table = study.file.tables[name]
     rows = results(study, table)
-    looks = appearance(table.defenses)
+    looks = appearance(study, table)
     groups = blocks(table)
     figure, axes = panels(1, len(groups), 3.4, sharex=True, sharey=True)
     for axis, (model, epsilon) in zip(axes[0], groups, strict=True):
@@ -78,7 +78,9 @@ def tradeoff(study: Study, name: str) -> Figure:
         axis.set(xlim=(-3, 103), ylim=(-3, 103))
         for defense in table.defenses:
             chosen = in_block(rows, model, epsilon, defense)
-            draw_points(axis, chosen["clean"], chosen["robust"], chosen["trivial"], *looks[defense], defense)
+            draw_points(
+                axis, chosen["clean"], chosen["robust"], chosen["trivial"], *looks[defense], study.display(defense)
+            )
     axes[0, 0].set_ylabel("AutoAttack accuracy (%)")
     legend(figure, *axes[0])
     return figure
@@ -104,7 +106,7 @@ def examples(study: Study, name: str) -> Figure:
         axes[0, 0].set_title("clean", fontsize=8)
         ids = [id for id in runs if (id.model, id.epsilon) == group]
         for column, id in enumerate(ids, start=1):
-            axes[0, column].set_title(id.defense, fontsize=8)
+            axes[0, column].set_title(study.display(id.defense), fontsize=8)
             if id in files:
                 draw_examples(axes[:, [0, column]], files[id], id.epsilon)
             else:
