@@ -114,6 +114,8 @@ def stale(study: Study) -> dict[str, str]:
         if record and (reasons := changes(record["made_of"], run, "data")):
             found[str(folder.data_file(run).with_suffix(".json"))] = f"data of {dataset} again: {'; '.join(reasons)}"
     for run in study.runs:
+        if not run.folder.is_dir():
+            continue
         for stage, about in folder.STAGES.items():
             if reasons := folder.why_again(run, stage):
                 found[str(run.folder / about.record)] = f"{stage} {run.id.path} again: {'; '.join(reasons)}"
