@@ -24,6 +24,7 @@ STYLE = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # TrueType: many venues refuse the Type 3 that is usual
 }
 WIDTH = 5.9
 """Inches: the text width of a common page, so that nothing is scaled down and the fonts stay legible."""
