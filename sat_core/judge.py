@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyautoattack
@@ -15,6 +17,15 @@ log = logging.getLogger(__name__)
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 """AutoAttack's `standard`, in its order."""
+FLAGS = {
+    "randomized": "randomized defense",
+    "dynamic": "dynamic defense",
+    "probabilities": "output is a probability distribution",
+    "zero gradients": "points with zero gradient",
+}
+"""What AutoAttack itself warns of -> words of its warning. ``square``, that Square lowered the accuracy by more than
+0.2 points although it sees no gradients, is for whoever has the accuracies."""
+SQUARE_LOWERS = 0.002
 
 
 @dataclass(frozen=True)
@@ -22,11 +33,13 @@ class Verdict:
     """AutoAttack's verdict, image by image.
 
     ``prediction`` int64 (N,), on the clean images; ``broken_by``: the attack that broke each image, ``clean`` if it was
-    misclassified to begin with, ``""`` if it stands.
+    misclassified to begin with, ``""`` if it stands; ``flags``: what AutoAttack warns of, keys of :data:`FLAGS` and
+    ``square``. A flagged accuracy may be too high.
     """
 
     prediction: Tensor
     broken_by: list[str]
+    flags: frozenset[str] = frozenset()
 
     @property
     def clean(self) -> float:
@@ -69,8 +82,9 @@ def autoattack(
             raise ValueError(f"AutoAttack needs images, and logits (N, classes) of four or more, not {logits.shape}")
         prediction = logits.argmax(dim=1)
         broken_by = ["" if right else "clean" for right in (prediction == y).tolist()]
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings_of_autoattack() as flags:
             for attack in ATTACKS:
+                before = broken_by.count("")
                 batch_size = attack_standing(
                     *(model, x, y, attack),
                     epsilon=epsilon,
@@ -79,7 +93,26 @@ def autoattack(
                     broken_by=broken_by,
                     batch_size=batch_size,
                 )
-    return Verdict(prediction, broken_by)
+            if before - broken_by.count("") > SQUARE_LOWERS * len(x):  # the last attack was Square
+                flags.add("square")
+    return Verdict(prediction, broken_by, frozenset(flags))
+
+
+@contextmanager
+def warnings_of_autoattack() -> Iterator[set[str]]:
+    """Collect the flags that AutoAttack raises while the block runs."""
+    flags: set[str] = set()
+
+    def notice(record: logging.LogRecord) -> bool:
+        flags.update(flag for flag, words in FLAGS.items() if words in record.getMessage())
+        return True
+
+    logger = logging.getLogger("auto-attack")
+    logger.addFilter(notice)
+    try:
+        yield flags
+    finally:
+        logger.removeFilter(notice)
 
 
 def attack_standing(

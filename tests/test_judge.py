@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from sat_core.judge import ATTACKS, attack_standing
+from sat_core.judge import ATTACKS, attack_standing, autoattack
 from sat_core.runs.network import predict
 
 
@@ -24,3 +25,21 @@ def test_autoattack_targets_every_class_where_there_are_few(classes):
     breakable = margins.amin(dim=1) < 0  # of a linear network in the ball, images near 0 or 1 apart
     assert not any(by and not can for by, can in zip(broken_by, breakable.tolist(), strict=True))
     assert 0 < sum(by != "" for by in broken_by) < 30
+
+
+class Noisy(nn.Sequential):
+    """Another answer each time."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits + 0.01 * torch.randn_like(logits)
+
+
+def test_what_autoattack_warns_of_is_in_the_verdict():
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    x = torch.rand(4, 1, 8, 8)
+    y = linear(x).argmax(dim=1)
+    assert autoattack(linear, x, y, epsilon=0.01).flags == set()
+    assert "probabilities" in autoattack(nn.Sequential(linear, nn.Softmax(dim=1)), x, y, epsilon=0.01).flags
+    assert "randomized" in autoattack(Noisy(*linear), x, y, epsilon=0.01).flags

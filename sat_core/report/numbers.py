@@ -42,6 +42,7 @@ def results(study: Study, table: Table) -> pd.DataFrame:
         *LAST,
         "n",
         "trivial",
+        "flags",
         "device",
         "stale",
         "accepted",
@@ -63,6 +64,7 @@ def evaluated(run: Run) -> dict[str, Any] | None:
         **{f"last_{name}": 100 * summary.get("last", {}).get(name, math.nan) for name in ("clean", "robust")},
         "n": summary["n"],
         "trivial": is_trivial(images),
+        "flags": ", ".join(summary.get("flags", ())),
         "device": summary["device"],
         **standing(run),
     }

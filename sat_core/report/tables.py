@@ -106,6 +106,7 @@ def main_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
         f"{TRIVIAL} at least one seed ended as a trivial classifier: constant, or no better than a constant.",
         missing(table, rows),
         standing(rows),
+        doubts(rows),
         sources(data),
     ]
     return Sheet(cells, " ".join(filter(None, note)), data)
@@ -221,6 +222,13 @@ def standing(rows: pd.DataFrame) -> str:
     text = f"{STALE} of other settings or code than the present: {'; '.join(told)}." if told else ""
     accepted = int(rows["accepted"].astype(bool).sum())
     return f"{text} {accepted} runs were accepted under later code: see run.json.".strip() if accepted else text
+
+
+def doubts(rows: pd.DataFrame) -> str:
+    """What AutoAttack itself warns of, or nothing."""
+    flagged = rows[rows["flags"].ne("")]
+    told = [f"{a.defense}, ε = {a.epsilon}, seed {a.seed} ({a.flags})" for a in flagged.itertuples()]
+    return f"AutoAttack warns that it may be too kind to: {'; '.join(told)}." if told else ""
 
 
 def sources(data: pd.DataFrame) -> str:

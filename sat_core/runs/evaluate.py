@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sat_core.attacks import cross_entropy, uniform_start
 from sat_core.errors import ConfigError
-from sat_core.judge import ATTACKS, attack_standing
+from sat_core.judge import ATTACKS, SQUARE_LOWERS, attack_standing, warnings_of_autoattack
 from sat_core.runs import folder
 from sat_core.runs.data import load
 from sat_core.runs.device import device_name, take_device
@@ -89,6 +89,7 @@ def judged_block(
         "broken_by": ["" if right else "clean" for right in (prediction == y).tolist()],
         "batch_size": run.evaluation.batch_size,
         "seconds": {},
+        "flags": [],
     }
     if path.exists():
         try:
@@ -98,14 +99,16 @@ def judged_block(
             log.warning("%s; the block is judged again", error)
     for attack in ATTACKS[len(block["seconds"]) :]:
         began = time.perf_counter()
-        block["batch_size"] = attack_standing(
-            *(model, x, y, attack),
-            epsilon=run.epsilon.value,
-            seed=run.evaluation.seed + number,
-            classes=run.data.classes,
-            broken_by=block["broken_by"],
-            batch_size=block["batch_size"],
-        )
+        with warnings_of_autoattack() as flags:
+            block["batch_size"] = attack_standing(
+                *(model, x, y, attack),
+                epsilon=run.epsilon.value,
+                seed=run.evaluation.seed + number,
+                classes=run.data.classes,
+                broken_by=block["broken_by"],
+                batch_size=block["batch_size"],
+            )
+        block["flags"] = sorted({*block["flags"], *flags})
         block["seconds"][attack] = time.perf_counter() - began
         write_json(path, block)
     return block
@@ -121,6 +124,8 @@ def write_results(run: Run, blocks: dict[str, list[dict[str, Any]]], device: tor
         rows = [(i, *row) for i, row in enumerate(zip(*columns, strict=True))]
         seconds = {attack: sum(block["seconds"][attack] for block in judged) for attack in ATTACKS}
         found = summary_of(run, [row[3] for row in rows], seconds, min(block["batch_size"] for block in judged))
+        square = ["square"] if found["after"]["fab-t"] - found["robust"] > SQUARE_LOWERS else []
+        found["flags"] = sorted({flag for block in judged for flag in block["flags"]}.union(square))
         if which == "best":
             folder.write_images(run, folder.IMAGES, rows)
             summary = found | {"weights": judged[0]["weights"], "device": device_name(device)}
@@ -152,7 +157,7 @@ def write_examples(run: Run, images: Images, device: torch.device) -> None:
         np.savez_compressed(file, weights=weights, **content)
 
 
-def summary_of(run: Run, broken_by: list[str], seconds: dict[str, float], batch_size: int) -> dict[str, object]:
+def summary_of(run: Run, broken_by: list[str], seconds: dict[str, float], batch_size: int) -> dict[str, Any]:
     """The content of ``autoattack.json``: accuracies in [0, 1] out of what broke each image."""
     standing, n = len(broken_by) - broken_by.count("clean"), len(broken_by)
     clean, after = standing / n, {}
