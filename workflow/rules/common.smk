@@ -113,10 +113,4 @@ def of_attempt(setting, most):
     return asked
 
 
-def report_of_what_there_is():
-    """After a failure: Snakemake itself makes nothing of which a run is missing."""
-    logger.info("The report of what there is:")
-    subprocess.run([sys.executable, "-m", "sat_core", "report", "--study", str(STUDY_FILE)])
-
-
 gc.disable()  # planning ten thousand runs makes millions of objects that live until the end; `onstart` enables it
