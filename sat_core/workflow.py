@@ -24,7 +24,7 @@ from sat_core.runs import folder
 from sat_core.runs.files import atomic
 from sat_core.study import PACKAGE, Run, Study
 from sat_core.study.file import StudyFile
-from sat_core.study.fingerprint import changes, code
+from sat_core.study.fingerprint import changes, code, own_code
 from sat_core.study.reading import read_yaml
 
 T = TypeVar("T", int, str)
@@ -58,7 +58,7 @@ def open_study(configfiles: Sequence[str], config: Mapping[str, Any]) -> Study:
 
 def check_once(study: Study) -> None:
     """Check every run; as that builds every network, once is enough for the same runs, code and torch."""
-    own = {name for run in study.runs for name in (f"defenses.{run.base}", f"models.{run.model.replace('-', '_')}")}
+    own = {name for run in study.runs for name in own_code(run)}
     checks = json.dumps(code("runs.check", *sorted(own)))
     known = [metadata.version("torch"), checks, *(run.model_dump_json() for run in study.runs)]
     folder.claim(study)

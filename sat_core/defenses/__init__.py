@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sat_core import plugins
 from sat_core.attacks import PGD, Iterate, Perturbation, StoppingRule, cross_entropy, uniform_start
 from sat_core.difficulty import Curriculum
 from sat_core.errors import ConfigError, unknown
@@ -111,8 +112,13 @@ class SelfPaced(Defense):
         return rule if limit < self.difficulty_range[1] else None
 
 
-def find(name: str) -> type[Defense]:
-    """The class of a defense; raises ConfigError for an unknown name."""
+def find(name: str, file: str | None = None) -> type[Defense]:
+    """The class of a defense, of the package or of a plugin's ``file``; raises ConfigError for an unknown name."""
+    if file is not None:
+        cls = getattr(plugins.load(file), plugins.read(Path(file)).defenses[name])
+        if not issubclass(cls, Defense):
+            raise ConfigError(f"plugin {file}: {cls.__name__} is no subclass of sat_core.defenses.Defense")
+        return cls
     if name not in (there := [path.stem for path in Path(__file__).parent.glob("[!_]*.py")]):
         raise ConfigError(unknown("defense", name, there))
     module = importlib.import_module(f"{__name__}.{name}")
@@ -124,8 +130,10 @@ def find(name: str) -> type[Defense]:
     return found
 
 
-def build(name: str, options: dict[str, Any], epochs: int) -> Defense:
+def build(name: str, options: dict[str, Any], epochs: int, file: str | None = None) -> Defense:
     """The defense ``name`` with its options checked against a training of so many epochs; raises ConfigError.
+
+    ``file``: the plugin that it is in, if it is none of the package's.
 
     Example:
         >>> from sat_core import defenses
@@ -136,7 +144,7 @@ def build(name: str, options: dict[str, Any], epochs: int) -> Defense:
         Traceback (most recent call last):
         sat_core.errors.ConfigError: options of defense 'madry': unknown key 'beta' (allowed: none)
     """
-    defense: Defense = parse(find(name), options, f"options of defense '{name}'").resolved(epochs)
+    defense: Defense = parse(find(name, file), options, f"options of defense '{name}'").resolved(epochs)
     try:
         defense.check(epochs)
     except ValueError as error:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sat_core import plugins
 from sat_core.errors import ConfigError, unknown
 
 Shape = tuple[int, int, int]
@@ -56,10 +57,13 @@ def names() -> frozenset[str]:
     return frozenset(file.stem.replace("_", "-") for file in Path(__file__).parent.glob("[!_]*.py"))
 
 
-def build(name: str, image: Shape, classes: int, mean: list[float], std: list[float]) -> Normalized:
+def build(
+    name: str, image: Shape, classes: int, mean: list[float], std: list[float], file: str | None = None
+) -> Normalized:
     """The network ``name`` for images of a shape, freshly initialised from torch's global RNG.
 
-    Raises ConfigError for an unknown name, and for a network that does not fit the images.
+    ``file``: the plugin that its function is in, if it is none of the package's. Raises ConfigError for an unknown
+    name, and for a network that does not fit the images.
 
     Example:
         >>> import torch
@@ -68,13 +72,14 @@ def build(name: str, image: Shape, classes: int, mean: list[float], std: list[fl
         >>> model(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
-    if name not in names():
+    if file is None and name not in names():
         raise ConfigError(unknown("model", name, names()))
     channels, height, width = image
     if not len(mean) == len(std) == channels:
         raise ConfigError(f"data.mean and data.std need one number for each of the {channels} channels")
     function = name.replace("-", "_")
-    builder = getattr(importlib.import_module(f"{__name__}.{function}"), function)
+    module = importlib.import_module(f"{__name__}.{function}") if file is None else plugins.load(file)
+    builder = getattr(module, function if file is None else name)
     try:
         model = Normalized(builder(image, classes), mean, std)
     except ValueError as error:
@@ -105,11 +110,11 @@ def compile_in_place(model: Normalized, batch_size: int) -> None:
     model.compiled_size = batch_size
 
 
-def check(name: str, image: Shape, classes: int, mean: list[float], std: list[float]) -> None:
+def check(name: str, image: Shape, classes: int, mean: list[float], std: list[float], file: str | None = None) -> None:
     """Raise ConfigError unless the network exists and accepts the images; allocates nothing."""
     try:
         with torch.device("meta"):
-            build(name, image, classes, mean, std).eval()(torch.empty(2, *image))
+            build(name, image, classes, mean, std, file).eval()(torch.empty(2, *image))
     except RuntimeError as error:
         size = "x".join(map(str, image))
         raise ConfigError(f"model '{name}' does not fit images of {size} (C x H x W): {error}") from None

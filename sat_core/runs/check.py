@@ -28,7 +28,7 @@ def check(study: Study, runs: Iterable[Run]) -> None:
             if defense not in seen:
                 check_defense(run)
             if network not in seen:
-                models.check(run.model, **run.data.network)
+                models.check(run.model, **run.data.network, file=run.model_file)
             check_counts(run)
         except ConfigError as error:
             raise ConfigError(f"{study.path}, {run.id.path}: {error}") from None
@@ -37,7 +37,7 @@ def check(study: Study, runs: Iterable[Run]) -> None:
 
 def check_defense(run: Run) -> None:
     """Raise ConfigError unless the defense takes its options and can be trained as the run asks."""
-    defense = defenses.build(run.base, run.options, run.training.epochs)
+    defense = defenses.build(run.base, run.options, run.training.epochs, run.defense_file)
     if defense.looks_inside and run.training.compile:
         raise ConfigError(
             f"defense '{run.base}' looks at the network's layers, which a compiled network hides; leave "

@@ -41,7 +41,7 @@ class Trainer:
         self.run, self.device = run, device or usual
         self.train_images, self.validation_images = (part.to(self.device) for part in load(run, "train", "validation"))
         self.attack = training_attack(run)
-        self.defense = defenses.build(run.base, run.options, run.training.epochs)
+        self.defense = defenses.build(run.base, run.options, run.training.epochs, run.defense_file)
         seed_everything(run.seed)
         self.model = fresh_model(run).to(self.device)
         models.compute_in(run.training.precision, self.model)

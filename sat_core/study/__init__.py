@@ -8,11 +8,13 @@ Snakemake reads this package at every start.
 from __future__ import annotations
 
 import difflib
+import os
 from functools import cache, cached_property
 from pathlib import Path
 
 import pydantic
 
+from sat_core import plugins
 from sat_core.errors import ConfigError, unknown
 from sat_core.fields import Name, parse
 from sat_core.study.address import AXES, RunId
@@ -23,7 +25,7 @@ from sat_core.study.run import Run
 __all__ = ["Run", "RunId", "Study", "defense_names"]
 
 PACKAGE = Path(__file__).resolve().parent.parent
-DEFENSES = PACKAGE / "defenses"
+DEFENSES, MODELS = PACKAGE / "defenses", PACKAGE / "models"
 PROJECT_CONFIG = next((f for f in (PACKAGE / "config", PACKAGE.parent / "config") if f.is_dir()), PACKAGE / "config")
 """In an installed package, in a checkout."""
 
@@ -39,13 +41,36 @@ class Study:
         self.file = parse(StudyFile, read_yaml(self.path), self.path)
         self._dataset_files: dict[str, DatasetFile] = {}
         self._runs: dict[str, Run] = {}
+        self.defense_files: dict[str, str] = {}
+        self.model_files: dict[str, str] = {}
+        self._read_plugins()
         self._check_defenses()
         self._check_overrides()
+
+    def _read_plugins(self) -> None:
+        """Find the defenses and networks of the study's own files; each name stands for one thing."""
+        networks = {file.stem.replace("_", "-") for file in MODELS.glob("[!_]*.py")}
+        for name in self.file.plugins:
+            path = self.path.parent / name
+            offered, place = plugins.read(path), Path(os.path.relpath(path)).as_posix()
+            for kind, found, there, files in (
+                ("defense", offered.defenses, defense_names(), self.defense_files),
+                ("model", offered.networks, networks, self.model_files),
+            ):
+                for one in found:
+                    if one in there or one in files:
+                        raise ConfigError(f"{path}: there is a {kind} '{one}' already; give yours another name")
+                    files[one] = place
+
+    @property
+    def defense_names(self) -> frozenset[str]:
+        """The defenses that this study may name."""
+        return defense_names() | self.defense_files.keys()
 
     def _check_defenses(self) -> None:
         listed = dict.fromkeys(id.defense for id in self.run_ids.values())
         for name in self.file.variants:
-            if name in defense_names():
+            if name in self.defense_names:
                 raise ConfigError(f"{self.path}: variants.{name}: there is a defense of that name; take another one")
             if name not in listed:
                 raise ConfigError(f"{self.path}: variants.{name} stands in no table: add it to a table's defenses")
@@ -53,8 +78,8 @@ class Study:
             if name not in listed:
                 raise ConfigError(f"{self.path}: names: {unknown('defense', name, listed)}")
         for base in map(self.base_defense, listed):
-            if base not in defense_names():
-                raise ConfigError(f"{self.path}: {unknown('defense', base, defense_names())}")
+            if base not in self.defense_names:
+                raise ConfigError(f"{self.path}: {unknown('defense', base, self.defense_names)}")
 
     def _check_overrides(self) -> None:
         """An override that touches no run is a mistake: its author believes that it does something."""
@@ -116,6 +141,7 @@ class Study:
         if id.defense in self.file.variants:
             merged["options"] = merge(merged["options"], self.file.variants[id.defense].options)
         identity = {axis: getattr(id, axis) for axis in AXES}
+        merged |= {"defense_file": self.defense_files.get(defense), "model_file": self.model_files.get(id.model)}
         return parse(Run, {"study": self.name, "base": defense, **identity, **merged}, f"{self.path}, {id.path}")
 
     @property

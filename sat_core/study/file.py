@@ -115,6 +115,7 @@ class StudyFile(Frozen):
     tables: dict[Name, Table] = Field(min_length=1)
     variants: dict[Name, Variant] = {}
     overrides: list[Override] = []
+    plugins: list[str] = Field([], description="files of your own defenses and networks, as seen from this file")
     names: dict[Name, str] = Field({}, description="how defenses are called in tables and figures")
 
     @pydantic.field_validator("tables")

@@ -47,9 +47,15 @@ def made_of(run: Run, stage: str) -> dict[str, dict[str, Any]]:
     settings.pop(CHANGES_NOTHING.get(stage, ""), None)
     if stage == "train":
         settings["resources.threads"] = run.resources.threads
-    own = {"train": [f"defenses.{run.base}"], "data": []}.get(stage, [])
-    network = [] if stage == "data" else [f"models.{run.model.replace('-', '_')}"]
-    return {"settings": settings, "code": code(CODE[stage], *own, *network)}
+    defense, network = own_code(run)
+    own = {"data": [], "train": [defense, network]}.get(stage, [network])
+    return {"settings": settings, "code": code(CODE[stage], *own)}
+
+
+def own_code(run: Run) -> tuple[str, str]:
+    """Where a run's own defense and network are: a module of this package, or a plugin's file."""
+    network = run.model_file or f"models.{run.model.replace('-', '_')}"
+    return run.defense_file or f"defenses.{run.base}", network
 
 
 def changes(recorded: dict[str, dict[str, Any]], run: Run, stage: str) -> list[str]:
@@ -68,7 +74,8 @@ def changes(recorded: dict[str, dict[str, Any]], run: Run, stage: str) -> list[s
 def changed_code(old: dict[str, str], new: dict[str, str]) -> list[str]:
     """The source files that differ, a phrase each."""
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return [f"{_file(name).relative_to(PACKAGE.parent)} changed" for name in names]
+    files = [name if name.endswith(".py") else str(_file(name).relative_to(PACKAGE.parent)) for name in names]
+    return [f"{file} changed" for file in files]
 
 
 def default(run: Run, name: str) -> Any:
@@ -117,6 +124,8 @@ def _closure(modules: frozenset[str]) -> frozenset[str]:
 
 
 def _file(module: str) -> Path:
+    if module.endswith(".py"):
+        return Path(module)
     path = PACKAGE.joinpath(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 

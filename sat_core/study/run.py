@@ -20,7 +20,10 @@ from sat_core.study.settings import (
 
 
 class Run(Frozen):
-    """One network to train and judge, with nothing left open. ``base`` is the defense that ``defense`` varies."""
+    """One network to train and judge, with nothing left open. ``base`` is the defense that ``defense`` varies.
+
+    ``defense_file``, ``model_file``: the plugins that they are in, if they are not the package's.
+    """
 
     study: str
     dataset: str
@@ -38,6 +41,8 @@ class Run(Frozen):
     landscape: Landscape
     resources: Resources
     options: dict[str, Any]
+    defense_file: str | None = None
+    model_file: str | None = None
 
     @property
     def id(self) -> RunId:

@@ -1,0 +1,125 @@
+"""One's own defenses and networks: files beside the study, which nothing else depends on."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY, Project, jobs, run_epoch
+
+from sat_core.errors import ConfigError
+from sat_core.runs import folder
+from sat_core.runs.check import check
+from sat_core.runs.trainer import Trainer
+from sat_core.study import Study
+
+MINE = '''
+"""Two defenses and a network of mine."""
+from torch import nn
+from sat_core.attacks import Perturbation, uniform_start
+from sat_core.defenses import Defense, SelfPaced
+from sat_core.difficulty import probability_gap
+from sat_core.fields import Positive
+
+
+class Noisy(Defense):
+    """Noise instead of an attack."""
+
+    strength: Positive = 1.0
+
+    def perturb(self, batch):
+        x = uniform_start(batch.x, self.strength * batch.attack.epsilon)
+        return Perturbation(x, batch.y.new_zeros(len(x)))
+
+
+class Halved(SelfPaced):
+    """psi_P, halved."""
+
+    def difficulty(self, batch, iterate):
+        return probability_gap(iterate.logits, batch.y[iterate.rows]) / 2
+
+
+class _Helper(nn.Module):
+    """Not for studies."""
+
+
+def linear(image, classes):
+    channels, height, width = image
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes))
+'''
+
+
+@pytest.fixture
+def mine(write_study, tmp_path) -> dict:
+    """A study with two defenses and a network out of ``lab/mine.py``."""
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab/mine.py").write_text(MINE)
+    study = copy.deepcopy(TINY) | {"plugins": ["lab/mine.py"]}
+    study["tables"]["digits"] |= {"models": ["cnn", "linear"], "defenses": ["psat", "noisy", "halved"]}
+    study["overrides"][1]["where"]["defense"] = ["psat", "halved"]
+    return study
+
+
+def test_a_file_beside_the_study_offers_defenses_and_networks(mine, write_study):
+    study = Study(write_study(mine))
+    check(study, study.runs)
+    trainer = Trainer(study.run("digits/linear/noisy/eps0.3/seed0"), torch.device("cpu"))
+    run_epoch(trainer)
+    assert trainer.history[-1]["steps"] == 0 and trainer.history[-1]["validation_clean"] > 0.3
+    assert sum(p.numel() for p in trainer.model.parameters()) == 650
+
+
+def test_a_plugin_counts_for_the_runs_that_use_it_and_for_no_others(mine, write_study):
+    study = Study(write_study(mine))
+    before = {run.id.path: folder.present(run, "train")["code"] for run in study.runs}
+    for path, code in before.items():
+        assert ("lab/mine.py" in code) == ("linear" in path or "noisy" in path or "halved" in path)
+    judged = folder.present(study.run("digits/cnn/noisy/eps0.3/seed0"), "evaluate")["code"]
+    assert "lab/mine.py" not in judged and "models.cnn" in judged
+
+
+def write(content: str) -> None:
+    Path("lab/mine.py").write_text(content)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: s.pop("plugins"), "unknown defense 'noisy'"),
+        (lambda s: s.update(plugins=["lab/none.py"]), r"plugin .*none.py: cannot be read: No such file"),
+        (lambda s: write("def"), "not valid Python"),
+        (lambda s: write("x = 1"), "holds neither a subclass of Defense nor a function"),
+        (
+            lambda s: write(MINE.replace("Noisy", "Madry")),
+            "there is a defense 'madry' already",
+        ),
+        (lambda s: write(MINE.replace("Noisy(Defense)", "Noisy(dict)")), "is no subclass of"),
+        (
+            lambda s: write("import nowhere\n" + MINE),
+            "cannot be imported: ModuleNotFoundError",
+        ),
+    ],
+)
+def test_a_plugin_that_will_not_do_gets_its_sentence(mine, write_study, change, message):
+    from sat_core import plugins
+
+    plugins.read.cache_clear()
+    plugins.load.cache_clear()
+    change(mine)
+    with pytest.raises(ConfigError, match=message):
+        study = Study(write_study(mine))
+        check(study, study.runs)
+
+
+def test_snakemake_runs_a_plugin_and_redoes_only_its_runs_after_an_edit(tmp_path):
+    study = copy.deepcopy(TINY) | {"plugins": ["../lab/mine.py"]}
+    study["tables"]["digits"]["defenses"] = ["psat", "noisy"]
+    (tmp_path / "here/lab").mkdir(parents=True)
+    (tmp_path / "here/lab/mine.py").write_text(MINE)
+    project = Project(tmp_path / "here", study, "tiny")
+    project.snakemake("--until", "train")
+    assert jobs(project.snakemake("-n", "--until", "train")) == {}
+    (tmp_path / "here/lab/mine.py").write_text(MINE.replace("self.strength *", "2 * self.strength *"))
+    said = project.snakemake("-n", "--until", "train")
+    assert jobs(said) == {"train": 1}
+    assert "train digits/cnn/noisy/eps0.3/seed0 again: lab/mine.py changed" in said
