@@ -33,7 +33,7 @@ class Verdict:
     """AutoAttack's verdict, image by image.
 
     ``prediction`` int64 (N,), on the clean images; ``broken_by``: the attack that broke each image, ``clean`` if it was
-    misclassified to begin with, ``""`` if it stands; ``flags``: what AutoAttack warns of, keys of :data:`FLAGS` and
+    misclassified to begin with, ``""`` if it stands; ``flags``: what AutoAttack warns of, keys of ``FLAGS`` and
     ``square``. A flagged accuracy may be too high.
     """
 
