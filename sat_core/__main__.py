@@ -136,7 +136,7 @@ def _stop(number: int, _: object) -> NoReturn:
 
 def done(run: Run, stage: str) -> bool:
     """Whether there is nothing to do; asked before torch is loaded. Raises ConfigError where trying is of no use."""
-    if folder.finished(run, stage):
+    if folder.finished(run, stage) or folder.adopt(run, stage):
         logging.info("%s: %s is complete: nothing to do", run.folder, stage)
         return True
     if said := folder.hopeless(run, stage):

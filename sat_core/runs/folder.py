@@ -113,6 +113,32 @@ def _put_back(run: Run, stage: str) -> None:
     log.info("%s: %s of a finished run put back", run.folder, ", ".join(missing))
 
 
+def adopt(run: Run, stage: str) -> bool:
+    """Use what another study has finished of the same run, of the same settings, code and images, if there is such.
+
+    Its files get a second name here and are never changed; the record says where they are from.
+    """
+    if data_record(run) is None:
+        return False  # nothing is known of the images yet
+    about = STAGES[stage]
+    for path in sorted(Path("results").glob(f"*/runs/{run.id.path}/{about.record}")):
+        try:
+            record = read_json(path)
+            if path.parent == run.folder or _changes(run, stage, record):
+                continue
+            for name, expected in record["files"].items():
+                verify(path.parent / name, expected, "the run is made anew")
+        except ConfigError:
+            continue
+        for name in record["files"]:
+            _link(path.parent / name, run.folder / name)
+        write_json(run.folder / about.record, record | {"adopted_from": path.parent.as_posix()})
+        _keep(run, stage)
+        log.info("%s: taken from %s", run.folder / about.record, path.parent)
+        return True
+    return False
+
+
 def record_of(run: Run, stage: str) -> dict[str, Any] | None:
     """A stage's record, or None if there is none; raises ConfigError if it is damaged.
 

@@ -19,7 +19,7 @@ from sat_core.errors import ConfigError, unknown
 from sat_core.fields import Name, parse
 from sat_core.study.address import AXES, RunId
 from sat_core.study.file import DatasetFile, StudyFile
-from sat_core.study.reading import merge, read_yaml
+from sat_core.study.reading import extended, merge, read_yaml
 from sat_core.study.run import Run
 
 __all__ = ["Run", "RunId", "Study", "defense_names"]
@@ -38,7 +38,7 @@ class Study:
         self.name = self.path.stem
         if not pydantic.TypeAdapter(Name).validator.isinstance_python(self.name):
             raise ConfigError(f"{path}: a study's file name is its name: a-z, 0-9, '-' and '_' only, then .yaml")
-        self.file = parse(StudyFile, read_yaml(self.path), self.path)
+        self.file = parse(StudyFile, extended(read_yaml(self.path), self.path), self.path)
         self._dataset_files: dict[str, DatasetFile] = {}
         self._runs: dict[str, Run] = {}
         self.defense_files: dict[str, str] = {}

@@ -112,6 +112,7 @@ class StudyFile(Frozen):
     """The whole of ``config/<study>.yaml``."""
 
     description: str = ""
+    extends: str | None = Field(None, description="a study, as seen from this file, whose tables and rows these add to")
     tables: dict[Name, Table] = Field(min_length=1)
     variants: dict[Name, Variant] = {}
     overrides: list[Override] = []

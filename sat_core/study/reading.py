@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,36 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def extended(content: Any, path: Path, seen: tuple[Path, ...] = ()) -> Any:
+    """A study's content on top of that of the study which it ``extends``; raises ConfigError where that is a circle.
+
+    Lists are appended to, mappings merged, anything else is replaced. Plugins keep being seen from their own file.
+    """
+    if not isinstance(content, Mapping) or not isinstance(content.get("extends"), str):
+        return content
+    below = path.parent / content["extends"]
+    if below.resolve() in (found := (*seen, path.resolve())):
+        raise ConfigError(f"{path}: extends: {content['extends']} extends this study in turn")
+    base = extended(read_yaml(below), below, found)
+    if not isinstance(base, Mapping):
+        raise ConfigError(f"{below}: a mapping (key: value) is expected")
+    if isinstance(base.get("plugins"), list):
+        moved = [Path(os.path.relpath(below.parent / str(name), path.parent)).as_posix() for name in base["plugins"]]
+        base = {**base, "plugins": moved}
+    return {**_appended(base, content), "extends": content["extends"]}
+
+
+def _appended(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = {**base, **over}
+    for key in base.keys() & over.keys():
+        old, new = base[key], over[key]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            result[key] = _appended(old, new)
+        elif isinstance(old, list) and isinstance(new, list):
+            result[key] = [*old, *(item for item in new if item not in old)]
+    return result
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, Project, jobs, run_epoch
+from helpers import MADRY, PSAT, TINY, Project, jobs, run_epoch
 
 from sat_core.errors import ConfigError
 from sat_core.runs import folder
@@ -123,3 +123,30 @@ def test_snakemake_runs_a_plugin_and_redoes_only_its_runs_after_an_edit(tmp_path
     said = project.snakemake("-n", "--until", "train")
     assert jobs(said) == {"train": 1}
     assert "train digits/cnn/noisy/eps0.3/seed0 again: lab/mine.py changed" in said
+
+
+def test_a_study_that_extends_another_trains_only_what_is_new(tmp_path):
+    project = Project(tmp_path / "here", TINY, "tiny")
+    project.snakemake()
+    (tmp_path / "here/config/lab.py").write_text(MINE)
+    project.study("more").write_text(
+        "extends: tiny.yaml\nplugins: [lab.py]\ntables: {digits: {dataset: digits, defenses: [noisy]}}\n"
+    )
+    project.snakemake("--configfile", "config/more.yaml")
+    there, here = project.results / "runs", tmp_path / "here/results/more/runs"
+    for name in ("model.safetensors", "autoattack.csv"):
+        for run in (MADRY, PSAT):
+            assert (here / run / name).samefile(there / run / name)
+    assert '"adopted_from": "results/tiny/runs/' in (here / PSAT / "run.json").read_text()
+    new = here / "digits/cnn/noisy/eps0.3/seed0/run.json"
+    assert "adopted_from" not in new.read_text()
+    table = (tmp_path / "here/results/more/tables/digits.md").read_text()
+    assert all(f"| {name}" in table for name in ("madry", "psat", "noisy"))
+    assert jobs(project.snakemake("-n", "--configfile", "config/more.yaml")) == {}
+
+
+def test_studies_that_extend_each_other_are_a_sentence(write_study, tmp_path):
+    (tmp_path / "one.yaml").write_text("extends: two.yaml\n")
+    write_study("extends: one.yaml\n", "two")
+    with pytest.raises(ConfigError, match=r"one.yaml: extends: two.yaml extends this study in turn"):
+        Study("two.yaml")
