@@ -120,7 +120,8 @@ def stale(study: Study) -> dict[str, str]:
             if reasons := folder.why_again(run, stage):
                 found[str(run.folder / about.record)] = f"{stage} {run.id.path} again: {'; '.join(reasons)}"
                 break  # what comes after it is redone anyway
-    for name, product in [*products.of(study).items(), ("report.html", products.report(study))]:
+    memo: products.Memo = {}
+    for name, product in [*products.of(study, memo).items(), ("report.html", products.report(study, memo))]:
         if all(path.exists() for path in product.files) and not product.is_current():
             found[str(product.files[0])] = f"{name} again: its results, its settings or its code are others"
     return found

@@ -6,12 +6,12 @@ from pydantic import Field
 from torch import Tensor
 
 from sat_core.attacks import Iterate, Perturbation, cross_entropy, uniform_start, while_correct
-from sat_core.defenses import Batch, Defense
-from sat_core.defenses._weighting import weighted_mean
-from sat_core.fields import Number, When, at
+from sat_core.defenses import Batch
+from sat_core.defenses._weighting import Weighted, weighted_mean
+from sat_core.fields import Number, When
 
 
-class GAIRAT(Defense):
+class GAIRAT(Weighted):
     """Cross entropy on x' with weights ``(1 + tanh(lam + 5 (1 - 2 kappa / K))) / 2``, scaled to a mean of 1 in a batch.
 
     kappa counts the iterates, of the K that a step was taken from, which the network had right (paper,
@@ -20,13 +20,6 @@ class GAIRAT(Defense):
 
     lam: Number = Field(-1.0, description="the paper's lambda; the larger, the more alike the weights")
     begin: When = Field(59 / 120, description="the first epoch with weights")
-
-    def resolved(self, epochs: int) -> Defense:
-        return self.model_copy(update={"begin": at(self.begin, epochs)})
-
-    def check(self, epochs: int) -> None:
-        if self.begin > epochs:
-            raise ValueError(f"begin {self.begin} is not in 0..{epochs}")
 
     def perturb(self, batch: Batch) -> Perturbation:
         if batch.epoch < self.begin:

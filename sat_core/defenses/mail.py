@@ -7,13 +7,13 @@ from pydantic import Field
 from torch import Tensor
 
 from sat_core.attacks import Perturbation, cross_entropy, normal_start
-from sat_core.defenses import Batch, Defense
-from sat_core.defenses._weighting import weighted_mean
+from sat_core.defenses import Batch
+from sat_core.defenses._weighting import Weighted, weighted_mean
 from sat_core.difficulty import probability_gap
-from sat_core.fields import Number, Positive, When, at
+from sat_core.fields import Number, Positive, When
 
 
-class MAIL(Defense):
+class MAIL(Weighted):
     """Cross entropy on x' with weights ``sigmoid(-slope (PM - bias))``, PM = p_y(x') - max_{k != y} p_k(x') = -psi_P.
 
     The weights are scaled to a mean of 1 in a batch, as the paper says; the authors' code multiplies them by 3 instead
@@ -26,13 +26,6 @@ class MAIL(Defense):
     begin: When = Field(0.75, description="the first epoch with weights")
     factor: Positive | None = Field(None, description="multiplies the weights, in place of a mean of 1")
     start: Literal["normal", "uniform"] = "normal"
-
-    def resolved(self, epochs: int) -> Defense:
-        return self.model_copy(update={"begin": at(self.begin, epochs)})
-
-    def check(self, epochs: int) -> None:
-        if self.begin > epochs:
-            raise ValueError(f"begin {self.begin} is not in 0..{epochs}")
 
     def perturb(self, batch: Batch) -> Perturbation:
         if self.start == "uniform":

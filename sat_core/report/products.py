@@ -19,15 +19,23 @@ from sat_core.study import Run, Study
 from sat_core.study.file import PARTS
 from sat_core.study.fingerprint import code
 
+Memo = dict[tuple[str, str], list[object] | None]
+"""(run, stage) -> checksum of the record and why it is not current; None where there is none."""
 HERE = Path(__file__).parent
 SUFFIXES = ("md", "csv", "tex", "html")
 
 
 class Product:
-    """A group of files made together. ``ids``: the runs in it, by stage; ``make``: called to write them."""
+    """A group of files made together. ``ids``: the runs in it, by stage; ``make``: called to write them.
 
-    def __init__(self, study: Study, name: str, files: list[str], module: str, ids: dict[str, list[Run]]) -> None:
+    ``memo``: what is known of the runs' results already; products that share it ask each run once.
+    """
+
+    def __init__(
+        self, study: Study, name: str, files: list[str], module: str, ids: dict[str, list[Run]], memo: Memo | None
+    ) -> None:
         self.study, self.name, self.module, self.runs = study, name, module, ids
+        self.memo = {} if memo is None else memo
         self.files = [study.folder / file for file in files]
         self.record = study.folder / Path(name).with_name(f".{Path(name).name}.json")
 
@@ -37,8 +45,12 @@ class Product:
         known += [checksum(path) for path in sorted(HERE.glob("*.jinja")) + sorted(HERE.glob("*.yaml"))]
         for stage, runs in self.runs.items():
             for run in runs:
-                path = run.folder / folder.STAGES[stage].record
-                known.append([checksum(path), folder.why_again(run, stage)] if path.exists() else None)
+                if (run.id.path, stage) not in self.memo:
+                    path = run.folder / folder.STAGES[stage].record
+                    self.memo[run.id.path, stage] = (
+                        [checksum(path), folder.why_again(run, stage)] if path.exists() else None
+                    )
+                known.append(self.memo[run.id.path, stage])
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -63,26 +75,29 @@ class Product:
         write_json(self.record, {"made_of": made_of, "files": {path.name: checksum(path) for path in self.files}})
 
 
-def table(study: Study, name: str) -> Product:
+def table(study: Study, name: str, memo: Memo | None = None) -> Product:
     """One table of the study, with its parts."""
     runs = [study.run(id) for id in study.file.tables[name].run_ids]
     files = [f"tables/{name}{part}.{suffix}" for part in PARTS for suffix in SUFFIXES]
-    return Product(study, f"tables/{name}", files, "report.tables", {"train": runs, "evaluate": runs})
+    ids = {"train": runs, "evaluate": runs}
+    return Product(study, f"tables/{name}", files, "report.tables", ids, memo)
 
 
-def figure(study: Study, name: str, kind: str) -> Product:
+def figure(study: Study, name: str, kind: str, memo: Memo | None = None) -> Product:
     """One figure of a table."""
     about = FIGURES[kind]
     runs = [study.run(id) for id in getattr(study.file.tables[name], about.ids)]
+    ids = {"train": runs, about.stage: runs}
     files = [f"figures/{name}-{kind}.{suffix}" for suffix in ("png", "pdf")]
-    return Product(study, f"figures/{name}-{kind}", files, "report.figures", {"train": runs, about.stage: runs})
+    return Product(study, f"figures/{name}-{kind}", files, "report.figures", ids, memo)
 
 
-def of(study: Study) -> dict[str, Product]:
+def of(study: Study, memo: Memo | None = None) -> dict[str, Product]:
     """Everything that is made for a study without being asked for by name, by path without suffix, but the report."""
-    made = [table(study, name) for name in study.file.tables]
+    memo = {} if memo is None else memo
+    made = [table(study, name, memo) for name in study.file.tables]
     made += [
-        figure(study, name, kind)
+        figure(study, name, kind, memo)
         for name, asked in study.file.tables.items()
         for kind, about in FIGURES.items()
         if getattr(asked, about.ids) and not about.on_request
@@ -90,10 +105,10 @@ def of(study: Study) -> dict[str, Product]:
     return {product.name: product for product in made}
 
 
-def report(study: Study) -> Product:
+def report(study: Study, memo: Memo | None = None) -> Product:
     """The study on one page."""
     runs: dict[str, list[Run]] = {stage: [] for stage in folder.STAGES}
     for asked in study.file.tables.values():
         for stage, about in folder.STAGES.items():
             runs[stage] += [study.run(id) for id in getattr(asked, about.ids)]
-    return Product(study, "report", ["report.html"], "report.page", runs)
+    return Product(study, "report", ["report.html"], "report.page", runs, memo)

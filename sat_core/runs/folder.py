@@ -159,10 +159,12 @@ def why_again(run: Run, stage: str) -> list[str]:
     """Why a result that is there has to be made again, a phrase each."""
     try:
         record = record_of(run, stage)
+        if record is None:
+            return []
+        missing = [f"{name} is missing" for name in record["files"] if not (run.folder / name).exists()]
+        return missing + _changes(run, stage, record)
     except ConfigError as error:
         return [str(error)]
-    files = record["files"] if record else ()
-    return [f"{name} is missing" for name in files if not (run.folder / name).exists()] + why_other(run, stage)
 
 
 def why_other(run: Run, stage: str) -> list[str]:

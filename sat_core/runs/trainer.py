@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from sat_core.runs import optimiser
 from sat_core.runs.data import load
 from sat_core.runs.device import peak_memory, take_device
 from sat_core.runs.network import accuracies, fresh_model, measuring_attack, training_attack
+from sat_core.runs.trivial import as_good_as_a_constant
 from sat_core.study import Run
 
 log = logging.getLogger(__name__)
@@ -178,8 +178,8 @@ class Trainer:
         if self.run.training.select == "last":
             return (self.epoch,)
         labels = self.validation_images.labels.bincount().double()
-        share, n = float(labels.max() / labels.sum()), len(self.validation_images)
-        learnt = float(clean > share + 2 * math.sqrt(share * (1 - share) / n))
+        bound = as_good_as_a_constant(float(labels.max() / labels.sum()), len(self.validation_images))
+        learnt = float(clean > bound)
         return (learnt, robust, clean) if self.defense.selects_on == "robust" else (learnt, clean, robust)
 
     def give_up(self, how: str) -> NoReturn:

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def as_good_as_a_constant(majority: float, n: int) -> float:
+    """The accuracy that n predictions do not reach by chance, if always the same answer has ``majority``, both [0, 1].
+
+    Two standard errors above it.
+    """
+    return majority + 2 * math.sqrt(majority * (1 - majority) / n)
 
 
 def is_trivial(images: pd.DataFrame) -> bool:
@@ -13,6 +23,5 @@ def is_trivial(images: pd.DataFrame) -> bool:
     ``images`` has columns ``label`` and ``prediction``, one row a test image.
     """
     majority = images["label"].value_counts(normalize=True).iloc[0]
-    noise = 2 * math.sqrt(majority * (1 - majority) / len(images))
     clean = (images["label"] == images["prediction"]).mean()
-    return bool(images["prediction"].nunique() == 1 or clean <= majority + noise)
+    return bool(images["prediction"].nunique() == 1 or clean <= as_good_as_a_constant(majority, len(images)))

@@ -30,13 +30,6 @@ STAGES: dict[str, tuple[str, ...]] = {
 """What is done for a run -> the settings that its result depends on, beside what it is made from."""
 CHANGES_NOTHING = {"train": "data.root", "evaluate": "evaluation.shards"}
 """A setting in those sections that changes no number. Of ``resources``, ``threads`` does."""
-CODE = {
-    "data": "runs.data",
-    "train": "runs.trainer",
-    "evaluate": "runs.evaluate",
-    "curvature": "runs.curvature",
-    "landscape": "runs.landscape",
-}
 COMPUTES_NOTHING = {"errors", "fields", "runs.files", "runs.folder", "runs.checkpoint", "runs.data"}
 """Modules whose code no number depends on. Data count by their content, and settings (``study``) by their values."""
 
@@ -49,7 +42,7 @@ def made_of(run: Run, stage: str) -> dict[str, dict[str, Any]]:
         settings["resources.threads"] = run.resources.threads
     defense, network = own_code(run)
     own = {"data": [], "train": [defense, network]}.get(stage, [network])
-    return {"settings": settings, "code": code(CODE[stage], *own)}
+    return {"settings": settings, "code": code("runs.trainer" if stage == "train" else f"runs.{stage}", *own)}
 
 
 def own_code(run: Run) -> tuple[str, str]:
@@ -102,25 +95,15 @@ def code(*modules: str) -> dict[str, str]:
     Comments, docstrings and layout do not count, nor do log lines and the sentences of errors, so that tidying up does
     not throw away a hundred GPU hours.
     """
-    own = set(modules)
-    return {module: _hash(_file(module)) for module in sorted(_closure(frozenset(modules))) if _computes(module, own)}
-
-
-def _computes(module: str, own: set[str]) -> bool:
-    return module in own or not (module in COMPUTES_NOTHING or module.split(".")[0] == "study")
-
-
-@cache
-def _closure(modules: frozenset[str]) -> frozenset[str]:
     found: set[str] = set()
     todo = list(modules)
     while todo:
         module = todo.pop()
-        if module in found or not _computes(module, set(modules)):
-            continue
-        found.add(module)
-        todo += [name for name in _imports(_file(module)) if name not in found]
-    return frozenset(found)
+        computes = not (module in COMPUTES_NOTHING or module.split(".")[0] == "study")
+        if module not in found and (module in modules or computes):
+            found.add(module)
+            todo += _imports(_file(module))
+    return {module: _hash(_file(module)) for module in sorted(found)}
 
 
 def _file(module: str) -> Path:
