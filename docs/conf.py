@@ -57,3 +57,6 @@ def _options(app, what, name, obj, options, signature, returns):
 def setup(app) -> None:
     app.connect("autodoc-process-signature", _options)
     app.connect("source-read", _title)
+
+
+nitpick_ignore = [("py:class", "sat_core.defenses._weighting.Weighted")]  # private: what two defenses share
