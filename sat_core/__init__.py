@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         grid,
         lambda_max,
         random_directions,
+        relative_flatness,
         spectrum,
         trace,
         weight_plane,
@@ -49,7 +50,7 @@ _HOME = {
     ),
     "hessian": (
         *("ImagePlane", "Objective", "grid", "lambda_max"),
-        *("random_directions", "spectrum", "trace", "weight_plane"),
+        *("random_directions", "relative_flatness", "spectrum", "trace", "weight_plane"),
     ),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -71,6 +72,7 @@ __all__ = [
     "lambda_max",
     "probability_gap",
     "random_directions",
+    "relative_flatness",
     "spectrum",
     "top_softmax_eigenvalue",
     "trace",

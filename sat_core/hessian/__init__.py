@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from sat_core.hessian.lanczos import Eigenpairs, spectral_density, top_eigenpairs
 from sat_core.hessian.objective import Objective, gaussians
 from sat_core.hessian.planes import ImagePlane, grid, random_directions, weight_plane
+from sat_core.hessian.traces import relative_flatness, trace
 
 __all__ = [
     "Eigenpairs",
@@ -16,6 +15,7 @@ __all__ = [
     "grid",
     "lambda_max",
     "random_directions",
+    "relative_flatness",
     "spectrum",
     "trace",
     "weight_plane",
@@ -69,27 +69,3 @@ def spectrum(
         True
     """
     return spectral_density(objective.product, gaussians(probes, objective.theta, seed), steps)
-
-
-def trace(objective: Objective, *, probes: int = 10, seed: int = 0) -> tuple[float, float]:
-    """The sum of the Hessian's eigenvalues, and the standard error of that estimate (NaN for one probe).
-
-    The mean of ``v^T H v`` over ``probes`` standard normal vectors (Hutchinson 1989); a product of the Hessian each.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from sat_core import Objective, trace
-        >>> _ = torch.manual_seed(0)
-        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
-        >>> objective = Objective(model, torch.rand(20, 1, 8, 8), torch.randint(10, (20,)))
-        >>> mean, error = trace(objective)
-        >>> 0 < error < mean
-        True
-    """
-    if probes < 1:
-        raise ValueError(f"{probes} probes: at least one is needed")
-    draws = [float(v.double() @ objective.product(v).double()) for v in gaussians(probes, objective.theta, seed)]
-    mean = sum(draws) / probes
-    spread = math.sqrt(sum((draw - mean) ** 2 for draw in draws) / (probes - 1)) if probes > 1 else math.nan
-    return mean, spread / math.sqrt(probes)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from sat_core.hessian import spectrum
+from sat_core.hessian import Objective, relative_flatness, spectrum, trace
 from sat_core.runs import checkpoint, folder
 from sat_core.runs.device import device_name, take_device
 from sat_core.runs.files import verify
@@ -23,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def curvature(run: Run) -> None:
-    """Measure a trained run: writes ``curvature.json``: lambda_max at the selected weights and at every snapshot.
+    """Measure a trained run: writes ``curvature.json``: sharpness at the selected weights and at every snapshot.
 
     The run's folder is not locked: this may go on beside its evaluation and landscape, and the file appears whole.
     Raises ConfigError if the run is not trained with its present configuration and code, or lacks a snapshot.
@@ -31,12 +33,12 @@ def curvature(run: Run) -> None:
     began, device, config = time.perf_counter(), take_device(run), run.curvature
     model, weights = trained_model(run, device)
     x, y = sample(run, device)
-    selected, objective, _ = measure(run, model, x, y)
+    selected, objective = _sharpness(run, model, x, y)
     nodes, densities = spectrum(objective, probes=config.probes, steps=config.steps, seed=config.seed)
     epochs = []
     for epoch in tqdm(run.training.snapshot_epochs, "snapshots", leave=False, disable=None):
         checkpoint.load_weights(snapshot(run, epoch), model)
-        epochs.append({"epoch": epoch} | measure(run, model, x, y)[0])
+        epochs.append({"epoch": epoch} | _sharpness(run, model, x, y)[0])
         log.info("epoch %d: lambda_max %.4g", epoch, epochs[-1]["lambda_max"])
     content = {
         "epsilon": run.epsilon.text,
@@ -51,6 +53,14 @@ def curvature(run: Run) -> None:
     }
     folder.write_record(run, "curvature", content)
     log.info("selected weights: lambda_max %.4g, residual %.1g", selected["lambda_max"], selected["residual"])
+
+
+def _sharpness(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> tuple[dict[str, Any], Objective]:
+    """One network on the sample: top eigenvalue, trace, and what no scale of the weights changes."""
+    record, objective, _ = measure(run, model, x, y)
+    for name, estimate in (("trace", trace), ("relative_flatness", relative_flatness)):
+        record[name], record[f"{name}_error"] = estimate(objective, seed=run.curvature.seed)
+    return record, objective
 
 
 def snapshot(run: Run, epoch: int) -> Path:
