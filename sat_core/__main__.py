@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import logging
 import math
@@ -43,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--tflops", type=float, default=20.0, metavar="RATE", help="sustained TFLOP/s of one GPU (20)")
     data = verb("data", "fetch, check and split a dataset, once for all its runs")
     data.add_argument("--dataset", required=True, metavar="NAME", help="a dataset of the study")
-    add_run(verb("train", "train one run, continuing from its checkpoint if there is one"))
+    train = verb("train", "train one run, continuing from its checkpoint if there is one")
+    add_run(train)
+    train.add_argument("--whole", action="store_true", help="then judge and measure it, as far as the study asks")
     evaluate = verb("evaluate", "judge a trained run with AutoAttack, continuing where it was interrupted")
     add_run(evaluate)
     evaluate.add_argument("--shard", type=shard, metavar="I-of-N", help="only the I-th of N parts, without merging")
@@ -144,6 +147,25 @@ def done(run: Run, stage: str) -> bool:
     return False
 
 
+def finish(run: Run, stage: str) -> None:
+    """Do what comes after training: ``evaluate``, ``curvature`` or ``landscape``, unless it is complete."""
+    if not done(run, stage):
+        getattr(importlib.import_module(f"sat_core.runs.{stage}"), stage)(run)
+
+
+def ahead(study: Study, run: Run) -> None:
+    """Do what the study asks of a trained run while torch is loaded: the jobs to come find it done.
+
+    What fails is left to its own job, which says so.
+    """
+    for stage, about in folder.STAGES.items():
+        if stage != "train" and any(run.id in getattr(table, about.ids) for table in study.file.tables.values()):
+            try:
+                finish(run, stage)
+            except (ConfigError, MemoryError, RuntimeError) as error:
+                logging.warning("%s of %s is left to its own job: %s", stage, run.id.path, error)
+
+
 def dispatch(options: argparse.Namespace, study: Study) -> None:
     """Call the verb's function; each is imported only when asked for, because torch takes seconds to load."""
     match options.verb:
@@ -174,25 +196,18 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
 
                 check(study, [run])
                 train(run)
-        case "evaluate":
-            if options.shard or not done(run := study.run(options.run), "evaluate"):
-                from sat_core.runs.evaluate import evaluate
+            if options.whole:
+                ahead(study, run)
+        case "evaluate" if options.shard:
+            from sat_core.runs.evaluate import evaluate
 
-                evaluate(study.run(options.run), options.shard)
+            evaluate(study.run(options.run), options.shard)
         case "audit":
             from sat_core.runs.audit import audit
 
             audit(study.run(options.run), options.samples)
-        case "curvature":
-            if not done(run := study.run(options.run), "curvature"):
-                from sat_core.runs.curvature import curvature
-
-                curvature(run)
-        case "landscape":
-            if not done(run := study.run(options.run), "landscape"):
-                from sat_core.runs.landscape import landscape
-
-                landscape(run)
+        case "evaluate" | "curvature" | "landscape":
+            finish(study.run(options.run), options.verb)
         case "accept":
             for run in [study.run(options.run)] if options.run else study.runs:
                 for accepted in folder.accept(run):

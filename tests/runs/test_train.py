@@ -12,7 +12,7 @@ from helpers import PSAT, TINY, forget, results
 from sat_core import models
 from sat_core.__main__ import main
 from sat_core.attacks import PGD
-from sat_core.errors import ConfigError, Interrupted
+from sat_core.errors import ConfigError, Hopeless, Interrupted
 from sat_core.runs import checkpoint, folder
 from sat_core.runs.device import take_device
 from sat_core.runs.images import Images
@@ -123,3 +123,21 @@ def test_an_unusable_results_folder_is_one_sentence(tiny, capsys):
     (tiny.path.parent / "results").write_text("in the way")
     assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 2
     assert "cannot be used as an output folder" in capsys.readouterr().err
+
+
+def test_a_whole_run_is_judged_in_the_process_that_trained_it(judged, capsys):
+    (run,) = judged.runs
+    verdict = (run.folder / "autoattack.csv").read_bytes()
+    forget(run, "evaluate")
+    assert main(["train", "--study", "tiny.yaml", "--run", PSAT, "--whole"]) == 0
+    assert (run.folder / "autoattack.csv").read_bytes() == verdict
+    assert not (run.folder / "curvature.json").exists()  # which no table asks for
+
+
+def test_what_comes_after_training_and_fails_is_left_to_its_own_job(judged, caplog):
+    (run,) = judged.runs
+    forget(run, "evaluate")
+    folder.give_up(run, "evaluate", Hopeless("it cannot be judged"))
+    assert main(["train", "--study", "tiny.yaml", "--run", PSAT, "--whole"]) == 0
+    assert f"evaluate of {PSAT} is left to its own job: it cannot be judged" in caplog.text
+    assert main(["evaluate", "--study", "tiny.yaml", "--run", PSAT]) == 2

@@ -21,7 +21,9 @@ rule train:
         gres=of_run(lambda run: GRES if run.resources.gpus else ""),  # a text: jobs of a group would add up a number
     params:
         study=STUDY_FILE,
+        whole=of_run(lambda run: "--whole" if sat.sharing(run) and workflow.local_exec else ""),
     message:
         "train {wildcards.run}"
     shell:
-        "exec python -P -m sat_core train --study {params.study:q} --run {wildcards.run:q} > {log:q} 2>&1"
+        "exec python -P -m sat_core train --study {params.study:q} --run {wildcards.run:q} {params.whole}"
+        " > {log:q} 2>&1"
