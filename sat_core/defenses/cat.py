@@ -14,9 +14,10 @@ from sat_core.fields import Positive
 class CAT(Defense):
     """Each image's radius grows by ``eta`` while it is still classified rightly there; labels are softened in step.
 
-    eps_i += eta; y~ = (1 - c eps_i) onehot(y) + c eps_i Dirichlet(1); x' = PGD(eps_i, loss(., y~)); where x' is
-    misclassified eps_i -= eta; eps_i = min(eps_i, epsilon). The weight c eps_i is capped at 1, beyond which the rule
-    means nothing. ``loss``: ``ce`` on y~, or ``mix``, which adds the margin of Carlini and Wagner with ``kappa``.
+    eps_i = min(eps_i + eta, epsilon); y~ = (1 - c eps_i) onehot(y) + c eps_i Dirichlet(1); x' = PGD(eps_i,
+    loss(., y~)); where x' is misclassified eps_i -= eta. The paper caps after the attack, which then may exceed epsilon
+    by eta; its code before, as here. The weight c eps_i is capped at 1, beyond which the rule means nothing. ``loss``:
+    ``ce`` on y~, or ``mix``, which adds the margin of Carlini and Wagner with ``kappa``.
     """
 
     eta: Positive = 0.005
@@ -29,7 +30,7 @@ class CAT(Defense):
 
     def perturb(self, batch: Batch) -> Perturbation:
         x, y, attack = batch.x, batch.y, batch.attack
-        epsilon = batch.state["epsilon"][batch.index] + self.eta
+        epsilon = (batch.state["epsilon"][batch.index] + self.eta).clamp(max=attack.epsilon)
         target = self.soften(y, epsilon, batch.classes)
         radius = epsilon[:, None, None, None]
         found = attack(
@@ -40,7 +41,7 @@ class CAT(Defense):
         )
         with torch.no_grad(), frozen(batch.model, attack.batchnorm):
             fooled = batch.model(found.x).argmax(dim=1) != y
-        batch.state["epsilon"][batch.index] = (epsilon - self.eta * fooled).clamp(max=attack.epsilon)
+        batch.state["epsilon"][batch.index] = epsilon - self.eta * fooled
         return Perturbation(found.x, found.steps, target)
 
     def outer_loss(self, batch: Batch, found: Perturbation) -> Tensor:
