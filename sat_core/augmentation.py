@@ -29,7 +29,10 @@ def crop(x: Tensor) -> Tensor:
 
 
 def affine(x: Tensor) -> Tensor:
-    """Rotate up to 5 degrees, shift up to a tenth, scale by 0.9 to 1.1, shear up to 5 degrees (the SAT authors')."""
+    """Rotate up to 5 degrees, shift up to a tenth, scale by 0.9 to 1.1, shear up to 5 degrees (the SAT authors').
+
+    Each pixel takes the nearest of the image's, as theirs does.
+    """
     degree = math.pi / 180
     angle, shear = (5 * degree * _uniform(x) for _ in range(2))
     scale = 1 + 0.1 * _uniform(x)
@@ -37,7 +40,7 @@ def affine(x: Tensor) -> Tensor:
     rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
     sheared = torch.eye(2, device=x.device).repeat(len(x), 1, 1)
     sheared[:, 0, 1] = shear.tan()
-    return _resample(x, rotation @ sheared / scale[:, None, None], shift)
+    return _resample(x, rotation @ sheared / scale[:, None, None], shift, "nearest")
 
 
 def brightness(x: Tensor) -> Tensor:
@@ -58,10 +61,10 @@ def _uniform(x: Tensor) -> Tensor:
     return 2 * torch.rand(len(x), device=x.device) - 1
 
 
-def _resample(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
-    """Each output place p, in [-1, 1]^2, takes the input at ``matrix @ p + shift``, bilinearly; black outside."""
+def _resample(x: Tensor, matrix: Tensor, shift: Tensor, mode: str = "bilinear") -> Tensor:
+    """Each output place p, in [-1, 1]^2, takes the input at ``matrix @ p + shift``; black outside."""
     grid = F.affine_grid(torch.cat([matrix, shift[:, :, None]], dim=2), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, align_corners=False)
+    return F.grid_sample(x, grid, mode=mode, align_corners=False)
 
 
 AUGMENTATIONS = {f.__name__: f for f in (flip, crop, affine, brightness, resized_crop)}

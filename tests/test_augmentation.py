@@ -43,3 +43,11 @@ def test_resized_crop_shows_a_window_of_the_image():
     spans = (out[:, 0, 16, -1] - out[:, 0, 16, 0]) / (ramp[0, 0, 0, -1] - ramp[0, 0, 0, 0])
     assert (spans > 0.15).all() and (spans <= 1.0 + 1e-6).all()
     assert spans.min() < 0.4 and spans.max() > 0.9
+
+
+def test_affine_takes_whole_pixels_of_the_image_as_the_authors_does():
+    x = torch.rand(8, 1, 20, 20) + 1  # 0 is the black outside
+    warped = augmentation.affine(x)
+    for image, result in zip(x, warped, strict=True):
+        assert set(result.flatten().tolist()) <= {0.0, *image.flatten().tolist()}
+        assert not torch.equal(image, result)
