@@ -15,15 +15,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sat_core.errors import ConfigError
-from sat_core.report import figures, numbers, products, tables
+from sat_core.report import comparisons, figures, numbers, products, tables
 from sat_core.report.kinds import FIGURES
 from sat_core.runs import folder
 from sat_core.runs.files import atomic
 from sat_core.study import Run, Study
-from sat_core.study.file import PARTS, Table
+from sat_core.study.file import COMPARISONS, PARTS, Table
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 TABLES = dict(zip(PARTS, ("Accuracy", "Accuracy after each attack", "Cost of training"), strict=True))
+TABLES[COMPARISONS] = "Which defense beats which"
 """Suffix of a table's file -> heading."""
 
 
@@ -114,8 +115,10 @@ def refresh(study: Study) -> list[str]:
 def make(study: Study, name: str) -> None:
     """Write a table or a figure by its path without suffix."""
     place, _, name = name.partition("/")
-    if place == "tables":
+    if place == "tables" and name in study.file.tables:
         tables.write_table(study, name)
+    elif place == "tables":
+        comparisons.write_comparisons(study, name.removesuffix(COMPARISONS))
     else:
         table, kind = next((t, name[len(t) + 1 :]) for t in study.file.tables if name[len(t) + 1 :] in FIGURES)
         figures.write_figure(study, table, kind)

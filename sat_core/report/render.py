@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,11 @@ import pandas as pd
 MISSING, TRIVIAL, STALE = "—", "†", "‡"
 OWN_LINES = ("95 %", "last epoch", "seeds", "seconds")
 """Labels of the smaller lines that come before those of published numbers."""
+
+
+def wrapped(name: str) -> str:
+    """A name in short lines, for the head of a narrow column."""
+    return re.sub(r" (?=et al|\[|\+|curriculum)", "\n", name)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ def markdown(sheet: Sheet) -> str:
         lines.append(line)
     flat = pd.DataFrame([[*name, *line] for name, line in zip(names, lines, strict=True)])
     titles = [" ".join(column) if isinstance(column, tuple) else column for column in sheet.cells.columns]
+    titles = [title.replace("\n", " ") for title in titles]
     headers = [*([""] * (flat.shape[1] - len(titles) - 1)), "defense", *titles]
     return f"{flat.to_markdown(index=False, headers=headers, disable_numparse=True)}\n\n{sheet.note}\n"
 
@@ -71,6 +78,7 @@ def spread_out(
 SPECIAL: dict[str, str | int | None] = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
+    **{"<": "$<$", ">": "$>$", "|": r"\textbar{}", "[": "{[}"},
     **{
         "“": "``",
         "”": "''",
@@ -92,47 +100,88 @@ def escape(text: str) -> str:
 
 
 def latex(sheet: Sheet, label: str) -> str:
-    """A booktabs table, scaled down if it were wider than a line.
+    """A booktabs table, aligned by siunitx, scaled down if it were wider than a line.
 
-    The document needs ``\\usepackage{booktabs,graphicx,xcolor}``.
+    The document needs ``\\usepackage{booktabs,graphicx,siunitx,xcolor}``. In a class of two columns a table that would be
+    too wide for one spans both (``table*``).
     """
 
     def mark(cell: Cell) -> str:
-        text = cell.text + (rf" {{\scriptsize ± {cell.spread}}}" if cell.spread else "")
-        text = rf"\textbf{{{text}}}" if cell.best else text
-        text = rf"\textcolor{{red}}{{{text}\rlap{{{TRIVIAL}}}}}" if cell.trivial else text
-        text += STALE * cell.stale
-        return text.translate(str.maketrans({sign: SPECIAL[sign] for sign in f"±{MISSING}{TRIVIAL}{STALE}"}))
+        marks = escape(TRIVIAL * cell.trivial + STALE * cell.stale)
+        before = r"\bfseries " * cell.best + r"\color{red} " * cell.trivial
+        after = rf" {{\rlap{{{marks}}}}}" if marks else ""
+        if not re.fullmatch(NUMBER, cell.text):
+            return f"{{{escape(cell.text)}{after}}}"
+        if cell.spread.strip(" 0.") or not cell.spread:
+            return f"{before}{cell.text.replace('−', '-')}{PLUS_MINUS * bool(cell.spread)}{cell.spread.strip()}{after}"
+        spread, bold = cell.spread.replace(" ", r"\phantom{0}"), r"\boldmath" * cell.best
+        return f"{{{before}{bold}${cell.text}{PLUS_MINUS}{spread}${after}}}"
 
     def small(text: str) -> str:
-        return escape(text.replace(f" {TRIVIAL}", TRIVIAL))
+        return rf"{{\scriptsize {escape(text.replace(f' {TRIVIAL}', TRIVIAL))}}}"
 
     index, lines = [], []
-    for name, below, line in spread_out(sheet.cells, mark, lambda text: rf"{{\scriptsize {small(text)}}}"):
+    for name, below, line in spread_out(sheet.cells.apply(of_one_width), mark, small):
         *outer, inner = map(escape, name)
         index.append((*outer, rf"\quad {{\scriptsize {escape(below)}}}" if below else inner))
         lines.append(line)
     columns = sheet.cells.columns
     depth = len(index[0])
     body = pd.DataFrame(lines, index=pd.MultiIndex.from_tuples(index), columns=columns.map(escaped))
+    first = sheet.note.partition(". ")[0]
     text = body.style.to_latex(
         hrules=True,
-        column_format="l" * depth + "r" * len(columns),
+        column_format="l" * depth + "".join(alignment(sheet.cells.iloc[:, i]) for i in range(len(columns))),
         multicol_align="c",
         multirow_align="naive",
         position_float="centering",
-        caption=escape(sheet.note),
+        environment="table*" if wide(sheet.cells, index) else None,
+        caption=(escape(sheet.note), f"{{{escape(first)}}}"),
         label=f"tab:{label}",
     )
     text = with_rules(text, columns, [row[:-1] for row in index])
     scaled = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
-    text = text.replace(r"\begin{tabular}", f"\\smallskip\\small\n{scaled}\n\\begin{{tabular}}")
+    text = text.replace(r"\begin{tabular}", f"\\smallskip\\small\n{SIUNITX}\n{scaled}\n\\begin{{tabular}}")
     return text.replace(r"\end{tabular}", "\\end{tabular}}")
 
 
+def of_one_width(column: pd.Series) -> pd.Series:
+    """With spaces where shorter spreads lack digits."""
+    longest = max(len(cell.spread) for cell in column)
+    return column.map(lambda cell: replace(cell, spread=cell.spread and cell.spread.rjust(longest)))
+
+
+def wide(cells: pd.DataFrame, index: list[tuple[str, ...]]) -> bool:
+    """Whether a table is too wide for a column of 3.25 inches, even scaled by 0.8: guessed from the letters in it."""
+    names = [max(map(len, level)) for level in zip(*index, strict=True)]
+    texts = [max(len(text) for cell in cells.iloc[:, i] for text in (cell.plain, *cell.below.values())) for i in range(cells.shape[1])]
+    return sum(4.4 * letters + 12 for letters in [*names, *texts]) > 3.25 * 72 / 0.8
+
+
+PLUS_MINUS = r" \pm "
+NUMBER = r"[+−]?\d+(\.\d+)?"
+SIUNITX = r"\sisetup{detect-all, separate-uncertainty, retain-explicit-plus, table-align-text-post=false}"
+"""Understood by versions 2 and 3, which do not print a spread of zero: that is set as text."""
+
+
+def alignment(cells: pd.Series) -> str:
+    """A column that siunitx aligns at the decimal point, wide enough for its numbers."""
+    texts = [cell.text for cell in cells if re.fullmatch(NUMBER, cell.text)]
+    if not texts:
+        return "c"
+    whole, decimals = zip(*(text.lstrip("+−").partition(".")[::2] for text in texts), strict=True)
+    sign = "+" if any(text[0] in "+−" for text in texts) else ""
+    spread = max(len(cell.spread.replace(".", "")) for cell in cells)
+    room = f"({spread})" if spread else ""
+    return f"S[table-format={sign}{max(map(len, whole))}.{max(map(len, decimals))}{room}]"
+
+
 def escaped(column: Any) -> Any:
-    """A column's title, or titles, for LaTeX."""
-    return tuple(map(escape, column)) if isinstance(column, tuple) else escape(column)
+    """A column's title, or titles, for LaTeX; the last in braces, which keep siunitx off it."""
+    if isinstance(column, tuple):
+        return (*map(escape, column[:-1]), escaped(column[-1]))
+    stacked = r"\\".join(f"{{{escape(line)}}}" for line in column.split("\n"))
+    return rf"{{\shortstack{{{stacked}}}}}" if "\n" in column else f"{{{escape(column)}}}"
 
 
 def with_rules(text: str, columns: pd.Index, groups: list[tuple[str, ...]]) -> str:
@@ -175,5 +224,7 @@ def as_html(sheet: Sheet, title: str) -> str:
         return text + "".join(f"<br><small>{html.escape(f'{a} {b}')}</small>" for a, b in cell.below.items())
 
     style = sheet.cells.map(mark).style.set_uuid("cells").set_table_styles(STYLE).set_caption(html.escape(sheet.note))
+    for axis in (0, 1):
+        style = style.format_index(lambda title: html.escape(title).replace("\n", " <br>"), axis=axis)
     page = style.to_html(doctype_html=True, sparse_index=False)
     return page.replace("<html>", '<html lang="en">', 1).replace("<head>", f"<head>\n<title>{title}</title>", 1)

@@ -1,4 +1,4 @@
-"""The study's tables: accuracy in the paper's layout, accuracy after each attack, and cost.
+"""The study's tables: accuracy, accuracy after each attack, and cost; and the works that they cite.
 
 All are made from what exists: a run that failed, or has not been made yet, leaves a dash.
 """
@@ -6,6 +6,7 @@ All are made from what exists: a run that failed, or has not been made yet, leav
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
@@ -17,7 +18,7 @@ import pandas as pd
 from sat_core.report.numbers import ADDRESS, AFTER, LAST, SECONDS, costs, interval, published, results, summarise
 from sat_core.report.render import MISSING, STALE, TRIVIAL, Cell, Sheet, as_html, latex, markdown
 from sat_core.runs.files import atomic
-from sat_core.study import Study
+from sat_core.study import Study, usual_names
 from sat_core.study.file import PARTS, Table
 
 COST = {
@@ -29,6 +30,11 @@ COST = {
 }
 MOST_COLUMNS = 6
 """Legible across a page."""
+TOLD = 2
+"""Runs of other settings or code of which the note says why; a caption in LaTeX cannot be longer than a page."""
+REFERENCES = Path(__file__).with_name("references.bib")
+CITED = ["sitawarin2021", "croce2020"]
+"""The paper and the judge, whatever the defenses."""
 
 
 def accuracy_cells(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
@@ -69,47 +75,82 @@ def sheets(study: Study, name: str) -> dict[str, Sheet]:
     rows = results(study, table)
     data = accuracy_cells(table, rows)
     made: Iterable[Sheet] = (
-        main_sheet(table, data, rows),
+        paper_sheet(study, table, data, rows) if table.style == "paper" else main_sheet(study, table, data, rows),
         attacks_sheet(table, data, rows),
         cost_sheet(table, costs(study, table)),
     )
-    named = [replace(sheet, cells=sheet.cells.rename(index=study.file.names)) for sheet in made]
+    names = {defense: study.display(defense) for defense in table.defenses}
+    named = [replace(sheet, cells=sheet.cells.rename(index=names)) for sheet in made]
     return {f"{name}{part}": sheet for part, sheet in zip(PARTS, named, strict=True)}
 
 
-def main_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
-    """The paper's layout: defenses below each other, models x epsilons x (Clean, Robust) side by side.
+def main_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
+    """Defenses below each other, models x epsilons x (Clean, Robust) side by side, with all that is known of each.
 
     Models that would make it too wide are below each other, too.
     """
     data = data[data["accuracy"].isin(["clean", "robust"])]
-    shown = data["mean"].round(2).where(data["trivial_seeds"].eq(0).fillna(False).astype(bool))
-    best = shown.eq(shown.groupby([data["model"], data["epsilon"], data["accuracy"]]).transform("max"))
     columns = pd.MultiIndex.from_product([[f"ε = {e}" for e in table.epsilons], ["Clean", "Robust"]])
     cells = frame(pd.MultiIndex.from_product([table.models, table.defenses]), columns)
-    for cell, is_best in zip(data.itertuples(), best, strict=True):
+    for cell, is_best in zip(data.itertuples(), best(study, data), strict=True):
         below = {"95 %": f"[{cell.low:.1f}, {cell.high:.1f}]"} if cell.seeds else {}
         if not math.isnan(cell.last):
             below["last epoch"] = f"{cell.last:.2f} ({cell.last - cell.mean:+.2f})".replace("-", "−")
         if 0 < cell.seeds < len(table.seeds):
             below["seeds"] = str(cell.seeds)
-        content = number(cell, "{:.2f}", below | beside(cell), bool(is_best))
+        content = number(cell, "{:.2f}", below | beside(cell), is_best)
         cells.at[(cell.model, cell.defense), (f"ε = {cell.epsilon}", cell.accuracy.title())] = content
     if 1 < len(table.models) <= MOST_COLUMNS / len(columns):
         cells = pd.concat({model: cells.loc[model] for model in table.models}, axis=1)
     else:
         cells = without_one_model(table, cells)
-    origin = "the test images" if len(table.seeds) == 1 else "test images and seeds"
+    origin = "other test images" if len(table.seeds) == 1 else "other test images and other seeds"
     note = [
-        about(table, rows, f"Robust: AutoAttack (standard, L∞); {over_seeds(table)}."),
-        f"95 %: interval from {origin}. Bold: the best defense, trivial runs aside.",
-        f"{TRIVIAL} at least one seed ended as a trivial classifier: constant, or no better than a constant.",
-        missing(table, rows),
-        standing(rows),
+        about(table, rows, f"Robust is the accuracy under AutoAttack (standard, L∞). {over_seeds(table)}"),
+        f"Below each stands its 95 % interval, for {origin}.",
+        *reading(study, table, rows),
         doubts(rows),
         sources(data),
     ]
     return Sheet(cells, " ".join(filter(None, note)), data)
+
+
+def paper_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
+    """The paper's layout, to be laid over its tables: means alone, (Clean, Adv) side by side for each epsilon."""
+    data = data[data["accuracy"].isin(["clean", "robust"])]
+    columns = pd.MultiIndex.from_product([[f"ε = {e}" for e in table.epsilons], ["Clean", "Adv"]])
+    cells = frame(pd.MultiIndex.from_product([table.models, table.defenses]), columns)
+    for cell, is_best in zip(data.itertuples(), best(study, data), strict=True):
+        title = "Clean" if cell.accuracy == "clean" else "Adv"
+        content = replace(number(cell, "{:.2f}", best=is_best), spread="")
+        cells.at[(cell.model, cell.defense), (f"ε = {cell.epsilon}", title)] = content
+    mean = "" if len(table.seeds) == 1 else f" Each number is the mean over {len(table.seeds)} seeds."
+    note = [
+        about(table, rows, f"Adv is the accuracy under AutoAttack (standard, L∞).{mean}"),
+        *reading(study, table, rows),
+    ]
+    return Sheet(without_one_model(table, cells), " ".join(filter(None, note)), data)
+
+
+def best(study: Study, data: pd.DataFrame) -> list[bool]:
+    """Whether a cell is the best of its column among what is printed of defenses that train on attacked images and
+    have no trivial seed."""
+    rivals = data["defense"].map(study.base_defense).ne("standard")
+    shown = data["mean"].round(2).where(data["trivial_seeds"].eq(0).fillna(False).astype(bool) & rivals)
+    return shown.eq(shown.groupby([data["model"], data["epsilon"], data["accuracy"]]).transform("max")).tolist()
+
+
+def reading(study: Study, table: Table, rows: pd.DataFrame) -> list[str]:
+    """What bold, red and dashes mean."""
+    ordinary = any(study.base_defense(name) == "standard" for name in table.defenses)
+    aside = "trivial classifiers and ordinary training aside" if ordinary else "trivial classifiers aside"
+    trivial = "at least one seed ended" if len(table.seeds) > 1 else "training ended"
+    return [
+        f"Bold is the best of a column, {aside}.",
+        f"{TRIVIAL} (red): {trivial} as a trivial classifier, which is constant, or no better than a constant.",
+        missing(table, rows),
+        standing(rows),
+    ]
 
 
 def attacks_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
@@ -131,10 +172,10 @@ def attacks_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet
         if not math.isnan(total):
             cells.at[(model, f"ε = {epsilon}", defense), "Seconds"] = Cell(f"{total:.1f}")
     note = [
-        about(table, rows, f"After each attack of AutoAttack (standard, L∞) in turn; {over_seeds(table)}."),
-        f"Seconds: on {devices(rows)}, the mean over seeds; below an accuracy those of its attack, which meets only",
-        "the images that are still standing.",
-        f"{TRIVIAL} at least one seed is trivial.",
+        about(table, rows, f"Each column is after one more attack of AutoAttack (standard, L∞). {over_seeds(table)}"),
+        f"Below an accuracy stand the seconds of its attack on {devices(rows)}, the mean over seeds; an attack meets",
+        "only the images that are still standing.",
+        f"{TRIVIAL} (red): at least one seed ended as a trivial classifier.",
         missing(table, rows),
         standing(rows),
         sources(data),
@@ -152,9 +193,10 @@ def cost_sheet(table: Table, rows: pd.DataFrame) -> Sheet:
         content = Cell("n/a") if math.isnan(cell.mean) else number(cell, form)
         cells.at[(cell.model, f"ε = {cell.epsilon}", cell.defense), title] = content
     note = [
-        f"{table.caption} Cost of training on {devices(rows)}; {over_seeds(table)}.",
-        "Epoch: validation included. PGD steps a sample, over the whole training, and the share of the attack's steps",
-        "that stopping samples early has saved; n/a: no attack. Memory: the process's peak.",
+        f"{caption(table)} Cost of training on {devices(rows)}. {over_seeds(table)}",
+        "An epoch includes its validation. PGD steps are those of a sample, over the whole training; what is saved is",
+        "the share of the attack's steps that stopping samples early has saved (n/a: no attack). Memory is the peak of",
+        "the process.",
         missing(table, rows),
     ]
     return Sheet(without_one_model(table, cells), " ".join(filter(None, note)).strip(), data)
@@ -197,7 +239,12 @@ def about(table: Table, rows: pd.DataFrame, how: str) -> str:
     """What was measured."""
     images = "/".join(str(n) for n in sorted(set(rows["n"]))) or "no"
     models = f"model{'s' * (len(table.models) > 1)} {', '.join(table.models)}"
-    return f"{table.caption} Accuracy in % on {images} test images of {table.dataset}, {models}. {how}".strip()
+    return f"{caption(table)} Accuracy in % on {images} test images of {table.dataset}, {models}. {how}".strip()
+
+
+def caption(table: Table) -> str:
+    """What the study says of the table, as a sentence."""
+    return f"{table.caption.rstrip(' .')}." if table.caption else ""
 
 
 def devices(rows: pd.DataFrame) -> str:
@@ -207,7 +254,8 @@ def devices(rows: pd.DataFrame) -> str:
 
 def over_seeds(table: Table) -> str:
     """How many numbers are behind one."""
-    return "1 seed" if len(table.seeds) == 1 else f"mean ± standard deviation over {len(table.seeds)} seeds"
+    count = len(table.seeds)
+    return f"Each number is of {'one seed' if count == 1 else f'{count} seeds: mean ± standard deviation'}."
 
 
 def missing(table: Table, rows: pd.DataFrame) -> str:
@@ -218,7 +266,9 @@ def missing(table: Table, rows: pd.DataFrame) -> str:
 
 def standing(rows: pd.DataFrame) -> str:
     """Which runs are of other settings or code than the present, and which a user accepted so; or nothing."""
-    told = [f"{a.defense}, ε = {a.epsilon}, seed {a.seed} ({a.stale})" for a in rows[rows["stale"].ne("")].itertuples()]
+    other = rows[rows["stale"].ne("")]
+    told = [f"{a.defense}, ε = {a.epsilon}, seed {a.seed} ({a.stale})" for a in other.head(TOLD).itertuples()]
+    told += [f"and {len(other) - TOLD} more"] if len(other) > TOLD else []
     text = f"{STALE} of other settings or code than the present: {'; '.join(told)}." if told else ""
     accepted = int(rows["accepted"].astype(bool).sum())
     return f"{text} {accepted} runs were accepted under later code: see run.json.".strip() if accepted else text
@@ -234,24 +284,40 @@ def doubts(rows: pd.DataFrame) -> str:
 def sources(data: pd.DataFrame) -> str:
     """Where the published numbers come from, or nothing."""
     known = data.dropna(subset=["label"])[["label", "source"]].drop_duplicates()
-    told = [f"{label.capitalize()} (in brackets: ours minus it): {source}." for label, source in known.values]
+    told = [f"“{label}” has published numbers, and in brackets ours minus them: {source}." for label, source in known.values]
     return " ".join(told)
 
 
 def write_table(study: Study, name: str) -> list[Path]:
     """Write ``tables/<name>``, ``<name>-attacks`` and ``<name>-cost``, each as csv, md, tex and html, from the results
-    there are; returns the paths of the markdown files."""
-    written = []
-    for title, sheet in sheets(study, name).items():
-        path = study.folder / "tables" / title
-        content = {
-            "csv": sheet.data.to_csv(index=False, float_format="%.8g"),
-            "tex": latex(sheet, title),
-            "html": as_html(sheet, title),
-            "md": markdown(sheet),
-        }
-        for suffix, text in content.items():
-            with atomic(path.with_name(f"{title}.{suffix}")) as file:
-                file.write(text)
-        written.append(path.with_name(f"{title}.md"))
-    return written
+    there are, and ``tables/references.bib``; returns the paths of the markdown files."""
+    with atomic(study.folder / "tables/references.bib") as file:
+        file.write(references(study))
+    return [write_sheet(study, title, sheet) for title, sheet in sheets(study, name).items()]
+
+
+def write_sheet(study: Study, title: str, sheet: Sheet) -> Path:
+    """Write one table in every form; returns the path of the markdown file."""
+    path = study.folder / "tables" / title
+    content = {
+        "csv": sheet.data.to_csv(index=False, float_format="%.8g"),
+        "tex": latex(sheet, title),
+        "html": as_html(sheet, title),
+        "md": markdown(sheet),
+    }
+    for suffix, text in content.items():
+        with atomic(path.with_name(f"{title}.{suffix}")) as file:
+            file.write(text)
+    return path.with_name(f"{title}.md")
+
+
+def references(study: Study) -> str:
+    """BibTeX of the works that a reader of the study's tables and figures will want to cite."""
+    asked = study.file.tables.values()
+    defenses = {study.base_defense(name) for table in asked for name in table.defenses}
+    cited = {*CITED, *(usual_names().get(name, {}).get("work") for name in defenses)}
+    cited |= {"wu2020"} if any(run.training.awp for run in study.runs) else set()
+    cited |= {"li2018"} if any(table.landscapes for table in asked) else set()
+    cited |= {"clark1973", "holm1979"} if any(len(table.defenses) > 1 for table in asked) else set()
+    entries = REFERENCES.read_text(encoding="utf-8").split("\n\n")
+    return "\n\n".join(entry.strip() for entry in entries if re.match(r"@\w+\{(\w+),", entry)[1] in cited) + "\n"

@@ -28,6 +28,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 DEFENSES, MODELS = PACKAGE / "defenses", PACKAGE / "models"
 PROJECT_CONFIG = next((f for f in (PACKAGE / "config", PACKAGE.parent / "config") if f.is_dir()), PACKAGE / "config")
 """In an installed package, in a checkout."""
+NAMES = Path(__file__).with_name("names.yaml")
 
 
 class Study:
@@ -100,8 +101,8 @@ class Study:
         return self.file.variants[name].defense if name in self.file.variants else name
 
     def display(self, name: str) -> str:
-        """What a defense is called in tables and figures."""
-        return self.file.names.get(name, name)
+        """What a defense is called in tables and figures; a variant, or a defense from elsewhere, by its own name."""
+        return self.file.names.get(name, usual_names().get(name, {}).get("name", name))
 
     @property
     def folder(self) -> Path:
@@ -153,3 +154,9 @@ class Study:
 def defense_names() -> frozenset[str]:
     """A defense is one file."""
     return frozenset(file.stem for file in DEFENSES.glob("[!_]*.py"))
+
+
+@cache
+def usual_names() -> dict[str, dict[str, str]]:
+    """Defense -> what it is usually called (``name``), and the key of the ``work`` that it is from."""
+    return read_yaml(NAMES)
