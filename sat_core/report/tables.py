@@ -6,7 +6,6 @@ All are made from what exists: a run that failed, or has not been made yet, leav
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
@@ -15,10 +14,13 @@ from typing import Any
 
 import pandas as pd
 
+from sat_core.report.latex import latex
+from sat_core.report.notes import about, caption, devices, doubts, missing, over_seeds, reading, sources, standing
 from sat_core.report.numbers import ADDRESS, AFTER, LAST, SECONDS, costs, interval, published, results, summarise
-from sat_core.report.render import MISSING, STALE, TRIVIAL, Cell, Sheet, as_html, latex, markdown
+from sat_core.report.references import references
+from sat_core.report.render import TRIVIAL, Cell, Sheet, as_html, markdown
 from sat_core.runs.files import atomic
-from sat_core.study import Study, usual_names
+from sat_core.study import Study
 from sat_core.study.file import PARTS, Table
 
 COST = {
@@ -30,11 +32,6 @@ COST = {
 }
 MOST_COLUMNS = 6
 """Legible across a page."""
-TOLD = 2
-"""Runs of other settings or code of which the note says why; a caption in LaTeX cannot be longer than a page."""
-REFERENCES = Path(__file__).with_name("references.bib")
-CITED = ["sitawarin2021", "croce2020"]
-"""The paper and the judge, whatever the defenses."""
 
 
 def accuracy_cells(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
@@ -140,19 +137,6 @@ def best(study: Study, data: pd.DataFrame) -> list[bool]:
     return shown.eq(shown.groupby([data["model"], data["epsilon"], data["accuracy"]]).transform("max")).tolist()
 
 
-def reading(study: Study, table: Table, rows: pd.DataFrame) -> list[str]:
-    """What bold, red and dashes mean."""
-    ordinary = any(study.base_defense(name) == "standard" for name in table.defenses)
-    aside = "trivial classifiers and ordinary training aside" if ordinary else "trivial classifiers aside"
-    trivial = "at least one seed ended" if len(table.seeds) > 1 else "training ended"
-    return [
-        f"Bold is the best of a column, {aside}.",
-        f"{TRIVIAL} (red): {trivial} as a trivial classifier, which is constant, or no better than a constant.",
-        missing(table, rows),
-        standing(rows),
-    ]
-
-
 def attacks_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
     """Accuracy after each attack of AutoAttack, and below it the seconds that the attack took."""
     seconds = summarise(table, rows, [f"seconds_{attack}" for attack in SECONDS.values()])
@@ -235,59 +219,6 @@ def beside(cell: Any) -> dict[str, str]:
     return {cell.label: f"{cell.published:.2f}{f' {TRIVIAL}' if cell.published_trivial else ''}{more}"}
 
 
-def about(table: Table, rows: pd.DataFrame, how: str) -> str:
-    """What was measured."""
-    images = "/".join(str(n) for n in sorted(set(rows["n"]))) or "no"
-    models = f"model{'s' * (len(table.models) > 1)} {', '.join(table.models)}"
-    return f"{caption(table)} Accuracy in % on {images} test images of {table.dataset}, {models}. {how}".strip()
-
-
-def caption(table: Table) -> str:
-    """What the study says of the table, as a sentence."""
-    return f"{table.caption.rstrip(' .')}." if table.caption else ""
-
-
-def devices(rows: pd.DataFrame) -> str:
-    """What the runs ran on."""
-    return ", ".join(sorted(set(rows["device"]))) or "no device yet"
-
-
-def over_seeds(table: Table) -> str:
-    """How many numbers are behind one."""
-    count = len(table.seeds)
-    return f"Each number is of {'one seed' if count == 1 else f'{count} seeds: mean ± standard deviation'}."
-
-
-def missing(table: Table, rows: pd.DataFrame) -> str:
-    """How many runs the table still lacks, or nothing."""
-    lacking, all_ = len(table.run_ids) - len(rows), len(table.run_ids)
-    return f"{lacking} of {all_} runs {'is' if lacking == 1 else 'are'} missing, marked {MISSING}." if lacking else ""
-
-
-def standing(rows: pd.DataFrame) -> str:
-    """Which runs are of other settings or code than the present, and which a user accepted so; or nothing."""
-    other = rows[rows["stale"].ne("")]
-    told = [f"{a.defense}, ε = {a.epsilon}, seed {a.seed} ({a.stale})" for a in other.head(TOLD).itertuples()]
-    told += [f"and {len(other) - TOLD} more"] if len(other) > TOLD else []
-    text = f"{STALE} of other settings or code than the present: {'; '.join(told)}." if told else ""
-    accepted = int(rows["accepted"].astype(bool).sum())
-    return f"{text} {accepted} runs were accepted under later code: see run.json.".strip() if accepted else text
-
-
-def doubts(rows: pd.DataFrame) -> str:
-    """What AutoAttack itself warns of, or nothing."""
-    flagged = rows[rows["flags"].ne("")]
-    told = [f"{a.defense}, ε = {a.epsilon}, seed {a.seed} ({a.flags})" for a in flagged.itertuples()]
-    return f"AutoAttack warns that it may be too kind to: {'; '.join(told)}." if told else ""
-
-
-def sources(data: pd.DataFrame) -> str:
-    """Where the published numbers come from, or nothing."""
-    known = data.dropna(subset=["label"])[["label", "source"]].drop_duplicates()
-    told = [f"“{label}” has published numbers, and in brackets ours minus them: {source}." for label, source in known.values]
-    return " ".join(told)
-
-
 def write_table(study: Study, name: str) -> list[Path]:
     """Write ``tables/<name>``, ``<name>-attacks`` and ``<name>-cost``, each as csv, md, tex and html, from the results
     there are, and ``tables/references.bib``; returns the paths of the markdown files."""
@@ -309,15 +240,3 @@ def write_sheet(study: Study, title: str, sheet: Sheet) -> Path:
         with atomic(path.with_name(f"{title}.{suffix}")) as file:
             file.write(text)
     return path.with_name(f"{title}.md")
-
-
-def references(study: Study) -> str:
-    """BibTeX of the works that a reader of the study's tables and figures will want to cite."""
-    asked = study.file.tables.values()
-    defenses = {study.base_defense(name) for table in asked for name in table.defenses}
-    cited = {*CITED, *(usual_names().get(name, {}).get("work") for name in defenses)}
-    cited |= {"wu2020"} if any(run.training.awp for run in study.runs) else set()
-    cited |= {"li2018"} if any(table.landscapes for table in asked) else set()
-    cited |= {"clark1973", "holm1979"} if any(len(table.defenses) > 1 for table in asked) else set()
-    entries = REFERENCES.read_text(encoding="utf-8").split("\n\n")
-    return "\n\n".join(entry.strip() for entry in entries if re.match(r"@\w+\{(\w+),", entry)[1] in cited) + "\n"

@@ -72,7 +72,9 @@ class Table(Frozen):
     seeds: list[Annotated[Natural, Field(lt=2**32)]] = Field([0], min_length=1)
     curvature: list[Name] = Field([], description="defenses whose Hessian is measured, for every seed")
     landscapes: list[Name] = Field([], description="defenses drawn side by side, for the first seed")
-    style: Literal["full", "paper"] = Field("full", description="paper: means alone, in the layout of the paper's tables")
+    style: Literal["full", "paper"] = Field(
+        "full", description="paper: means alone, in the layout of the paper's tables"
+    )
 
     @pydantic.field_validator("models", "defenses", "epsilons", "seeds", "curvature", "landscapes")
     @classmethod
