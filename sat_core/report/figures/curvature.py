@@ -28,6 +28,7 @@ MEASURES = {
     "relative_flatness": "relative flatness",
 }
 """Measures of curvature.json -> their labels; those that a result has are shown."""
+ERRORS = ["residual", "trace_error", "relative_flatness_error"]
 
 
 def curvature(study: Study, name: str) -> Drawing:
@@ -111,7 +112,7 @@ def measured(study: Study, table: Table) -> pd.DataFrame:
     for id, content in existing(study, table.curvature_ids, "curvature").items():
         rows.append(address(id) | content["selected"] | {"selected": True})
         rows += [address(id) | record | {"selected": False} for record in content["epochs"]]
-    columns = [*ADDRESS, "epoch", "selected", *MEASURES, "clean", "adversarial", "loss", "trivial"]
+    columns = [*ADDRESS, "epoch", "selected", *MEASURES, *ERRORS, "clean", "adversarial", "loss", "trivial"]
     frame = pd.DataFrame(rows, columns=columns).astype({"selected": bool, "trivial": bool})  # also where there are none
     return frame.assign(**{name: 100 * frame[name].astype(float) for name in ("clean", "adversarial")})
 
