@@ -54,7 +54,7 @@ def latex(sheet: Sheet, label: str) -> str:
         if cell.spread.strip(" 0.") or not cell.spread:
             return f"{before}{cell.text.replace('−', '-')}{PLUS_MINUS * bool(cell.spread)}{cell.spread.strip()}{after}"
         spread, bold = cell.spread.replace(" ", r"\phantom{0}"), r"\boldmath" * cell.best
-        return f"{{{before}{bold}${cell.text}{PLUS_MINUS}{spread}${after}}}"
+        return f"{{{before}{bold}${cell.text}{PLUS_MINUS}{spread}${after.strip()}}}"
 
     def small(text: str) -> str:
         return rf"{{\scriptsize {escape(text.replace(f' {TRIVIAL}', TRIVIAL))}}}"
