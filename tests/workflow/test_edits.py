@@ -136,8 +136,8 @@ def test_a_copy_whose_files_are_of_another_time_has_nothing_to_do_and_an_edit_in
     with lr_of_psat(copy, 0.1):
         said = copy.python("-m", "sat_core", "table", "--study", "config/tiny.yaml")
         plan = copy.snakemake("-n")
-    rows = [line for line in said.splitlines() if line.startswith("| psat ")]
-    others = [line for line in said.splitlines() if line.startswith("| madry ")]
+    rows = [line for line in said.splitlines() if line.startswith("| P-SAT ")]
+    others = [line for line in said.splitlines() if line.startswith("| Madry ")]
     assert rows and others
     assert all(cell.strip().endswith("‡") for cell in rows[0].strip("|").split("|")[1:])
     assert not any("‡" in line for line in others)
