@@ -87,7 +87,7 @@ def difference(d: np.ndarray) -> dict[str, float]:
     squares of two: that of the mean over images, and that of the mean over seeds, each Student's. p is the level at
     which the interval would end at 0. It errs on the safe side, because the noise within a cell counts twice; a test
     counts how often chance deceives it. (Satterthwaite's degrees of freedom, that is Clark's min F', were tried: with 2
-    or 3 seeds they reject up to 12 % of what is true, where 5 % are asked for.) The variance over images is that of two
+    seeds they are deceived about twice as often, which a test counts, too.) The variance over images is that of two
     images more, on which one side alone is right (Agresti and Min 2005), so that no interval is empty. With one seed
     nothing is known of others, and the images alone count.
     """

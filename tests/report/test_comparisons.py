@@ -8,6 +8,7 @@ import pytest
 from helpers import write_run
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from sat_core.__main__ import main
 from sat_core.report import comparisons, products
@@ -100,22 +101,32 @@ def test_with_one_seed_the_interval_is_that_of_agresti_and_min_around_the_differ
     assert same["p"] == 1 and -1 < same["low"] < 0 < same["high"] < 1
 
 
+def verdicts(random: np.random.Generator, seed_std: float, images: int, seeds: int, skill: float) -> np.ndarray:
+    """Differences of two defenses (images, seeds): they fail on the same difficult images, and their seeds differ."""
+    difficulty = random.beta(1.4, 0.6, images) / 2
+    networks = random.normal([[skill], [0.0]], seed_std, (2, seeds))
+    right = random.random((2, images, seeds)) < np.clip(difficulty[:, None] + networks[:, None], 0, 1)
+    return right[0].astype(float) - right[1]
+
+
 @pytest.mark.parametrize(
     ("seed_std", "images", "seeds"), [(0.0, 200, 3), (0.08, 200, 3), (0.03, 2000, 3), (0.03, 2000, 2)]
 )
 def test_chance_deceives_it_no_more_often_than_promised_and_truth_is_found(seed_std, images, seeds):
-    """Two defenses of the same skill: their seeds differ, and they fail on the same difficult images."""
     random = np.random.default_rng(0)
+    equal, better = (
+        np.array([comparisons.difference(verdicts(random, seed_std, images, seeds, skill))["p"] for _ in range(400)])
+        for skill in (0.0, 0.4)
+    )
+    assert np.mean(equal < comparisons.LEVEL) <= 0.065
+    assert seeds == 2 or np.mean(better < comparisons.LEVEL) > 0.75
 
-    def right(skill: float, difficulty: np.ndarray) -> np.ndarray:
-        networks = random.normal(skill, seed_std, seeds)
-        return random.random((images, seeds)) < np.clip(difficulty[:, None] + networks, 0, 1)
 
-    p = {0.0: [], 0.4: []}
-    for skill, found in p.items():
-        for _ in range(400):
-            difficulty = random.beta(1.4, 0.6, images) / 2
-            d = right(skill, difficulty).astype(float) - right(0.0, difficulty)
-            found.append(comparisons.difference(d)["p"])
-    assert np.mean(np.array(p[0.0]) < comparisons.LEVEL) <= 0.065
-    assert seeds == 2 or np.mean(np.array(p[0.4]) < comparisons.LEVEL) > 0.75
+def test_satterthwaites_degrees_of_freedom_would_be_deceived_by_two_seeds():
+    random, images, seeds, deceived = np.random.default_rng(0), 2000, 2, 0
+    for _ in range(400):
+        d = verdicts(random, 0.03, images, seeds, 0.0)
+        of_images, of_seeds = d.mean(axis=1).var(ddof=1) / images, d.mean(axis=0).var(ddof=1) / seeds
+        freedom = (of_images + of_seeds) ** 2 / (of_images**2 / (images - 1) + of_seeds**2 / (seeds - 1))
+        deceived += 2 * stats.t.sf(abs(d.mean()) / math.sqrt(of_images + of_seeds), freedom) < comparisons.LEVEL
+    assert deceived > 0.08 * 400
