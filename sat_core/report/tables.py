@@ -106,6 +106,7 @@ def main_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
         f"{TRIVIAL} at least one seed ended as a trivial classifier: constant, or no better than a constant.",
         missing(table, rows),
         standing(rows),
+        precisions(rows),
         doubts(rows),
         sources(data),
     ]
@@ -137,6 +138,7 @@ def attacks_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet
         f"{TRIVIAL} at least one seed is trivial.",
         missing(table, rows),
         standing(rows),
+        precisions(rows),
         sources(data),
     ]
     return Sheet(without_one_model(table, cells), " ".join(filter(None, note)), data)
@@ -222,6 +224,13 @@ def standing(rows: pd.DataFrame) -> str:
     text = f"{STALE} of other settings or code than the present: {'; '.join(told)}." if told else ""
     accepted = int(rows["accepted"].astype(bool).sum())
     return f"{text} {accepted} runs were accepted under later code: see run.json.".strip() if accepted else text
+
+
+def precisions(rows: pd.DataFrame) -> str:
+    """What networks computed in while they were judged, unless all did in float32."""
+    used = rows[rows["precision"].ne("float32")].groupby("precision", sort=True)["defense"].count()
+    told = [f"{count} of {len(rows)} runs in {precision}" for precision, count in used.items()]
+    return f"Judged {', '.join(told)}, not float32." if told else ""
 
 
 def doubts(rows: pd.DataFrame) -> str:
