@@ -45,6 +45,7 @@ def reading(study: Study, table: Table, rows: pd.DataFrame) -> list[str]:
         f"{TRIVIAL} (red): {trivial} as a trivial classifier, which is constant, or no better than a constant.",
         missing(table, rows),
         standing(rows),
+        precisions(rows),
     ]
 
 
@@ -62,6 +63,13 @@ def standing(rows: pd.DataFrame) -> str:
     text = f"{STALE} of other settings or code than the present: {'; '.join(told)}." if told else ""
     accepted = int(rows["accepted"].astype(bool).sum())
     return f"{text} {accepted} runs were accepted under later code: see run.json.".strip() if accepted else text
+
+
+def precisions(rows: pd.DataFrame) -> str:
+    """What networks computed in while they were judged, unless all did in float32."""
+    used = rows[rows["precision"].ne("float32")].groupby("precision", sort=True)["defense"].count()
+    told = [f"{count} of {len(rows)} runs in {precision}" for precision, count in used.items()]
+    return f"Judged {', '.join(told)}, not float32." if told else ""
 
 
 def doubts(rows: pd.DataFrame) -> str:

@@ -43,6 +43,7 @@ def results(study: Study, table: Table) -> pd.DataFrame:
         "n",
         "trivial",
         "flags",
+        "precision",
         "device",
         "stale",
         "accepted",
@@ -65,6 +66,7 @@ def evaluated(run: Run) -> dict[str, Any] | None:
         "n": summary["n"],
         "trivial": is_trivial(images),
         "flags": ", ".join(summary.get("flags", ())),
+        "precision": summary.get("precision", "float32"),
         "device": summary["device"],
         **standing(run),
     }

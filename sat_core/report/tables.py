@@ -15,7 +15,18 @@ from typing import Any
 import pandas as pd
 
 from sat_core.report.latex import latex
-from sat_core.report.notes import about, caption, devices, doubts, missing, over_seeds, reading, sources, standing
+from sat_core.report.notes import (
+    about,
+    caption,
+    devices,
+    doubts,
+    missing,
+    over_seeds,
+    precisions,
+    reading,
+    sources,
+    standing,
+)
 from sat_core.report.numbers import ADDRESS, AFTER, LAST, SECONDS, costs, interval, published, results, summarise
 from sat_core.report.references import references
 from sat_core.report.render import TRIVIAL, Cell, Sheet, as_html, markdown
@@ -162,6 +173,7 @@ def attacks_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet
         f"{TRIVIAL} (red): at least one seed ended as a trivial classifier.",
         missing(table, rows),
         standing(rows),
+        precisions(rows),
         sources(data),
     ]
     return Sheet(without_one_model(table, cells), " ".join(filter(None, note)), data)

@@ -365,3 +365,10 @@ def test_trivial_means_constant_or_no_better():
     assert is_trivial(balanced)
     assert is_trivial(balanced.assign(prediction=[0, 0, 1, 1] * 25))
     assert not is_trivial(balanced.assign(prediction=balanced["label"]))
+
+
+def test_the_note_says_what_was_not_judged_in_float32(judged):
+    assert not any("float32" in sheet.note for sheet in sheets(judged))
+    path = judged.run("digits/cnn/madry/eps0.3/seed1").folder / "autoattack.json"
+    write_json(path, read_json(path) | {"precision": "tf32"})
+    assert "Judged 1 of 3 runs in tf32, not float32." in sheets(judged)[0].note
