@@ -64,6 +64,8 @@ def parser() -> argparse.ArgumentParser:
     figure = verb("figure", "draw a figure of a table as png and pdf, with its numbers as csv")
     figure.add_argument("--table", required=True, metavar="NAME", help="a table of the study")
     figure.add_argument("--kind", required=True, choices=FIGURES, help="what to draw")
+    status = verb("status", "say where every run is; exits 0 if all is complete, else 1")
+    status.add_argument("--watch", action="store_true", help="until all is complete, or Ctrl-C")
     verb("report", "write the study's report.html, and any table or figure that is missing or out of date")
     return top
 
@@ -92,16 +94,19 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal of another time may have no epsilon
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    name = (getattr(options, "run", None) or options.study.stem).replace("%", "%%")
+    form = f"%(asctime)s {name} %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
+    logging.getLogger("auto-attack").setLevel(logging.WARNING)  # else it repeats its version at each attack
     for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C; training does better, and saves first
         signal.signal(number, _stop)
     try:
         study = Study(options.study)
-        if options.verb not in ("check", "plan"):
+        if options.verb not in ("check", "plan", "status"):
             folder.claim(study)
         run = study.run(options.run) if getattr(options, "run", None) else None
         try:
-            dispatch(options, study)
+            return dispatch(options, study)
         except Exception as error:
             if run is None:
                 raise
@@ -124,7 +129,6 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: {out_of_memory(error, options.verb)}", file=sys.stderr)
         return 2
-    return 0
 
 
 def out_of_memory(error: Exception, verb: str = "") -> str:
@@ -168,8 +172,11 @@ def ahead(study: Study, run: Run) -> None:
                 logging.warning("%s of %s is left to its own job: %s", stage, run.id.path, error)
 
 
-def dispatch(options: argparse.Namespace, study: Study) -> None:
-    """Call the verb's function; each is imported only when asked for, because torch takes seconds to load."""
+def dispatch(options: argparse.Namespace, study: Study) -> int:
+    """Call the verb's function and return the status.
+
+    Each is imported only when asked for, because torch takes seconds to load.
+    """
     match options.verb:
         case "check":
             from sat_core.runs.check import check
@@ -247,6 +254,11 @@ def dispatch(options: argparse.Namespace, study: Study) -> None:
                 product = products.figure(study, options.table, options.kind)
                 product.write(partial(write_figure, study, options.table, options.kind))
                 print(product.files[0])
+        case "status":
+            from sat_core.report.terminal import show
+
+            return 0 if show(study, options.watch) else 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 from sat_core import defenses, models
 from sat_core.errors import ConfigError
@@ -30,6 +31,7 @@ def check(study: Study, runs: Iterable[Run]) -> None:
             if network not in seen:
                 models.check(run.model, **run.data.network, file=run.model_file)
             check_counts(run)
+            check_extras(run)
         except ConfigError as error:
             raise ConfigError(f"{study.path}, {run.id.path}: {error}") from None
         seen |= {network, defense}
@@ -43,6 +45,12 @@ def check_defense(run: Run) -> None:
             f"defense '{run.base}' looks at the network's layers, which a compiled network hides; leave "
             "training.compile out"
         )
+
+
+def check_extras(run: Run) -> None:
+    """Raise ConfigError where a run is to be shown in TensorBoard, which is not installed."""
+    if run.training.tensorboard and find_spec("tensorboard") is None:
+        raise ConfigError("training.tensorboard: it is not installed here: pip install 'sat-core[tensorboard]'")
 
 
 def check_counts(run: Run) -> None:

@@ -17,6 +17,7 @@ from sat_core.hessian import Objective, relative_flatness, spectrum, trace
 from sat_core.runs import checkpoint, folder
 from sat_core.runs.device import device_name, take_device
 from sat_core.runs.files import verify
+from sat_core.runs.heartbeat import Heart, beating
 from sat_core.runs.network import trained_model
 from sat_core.runs.sample import measure, sample
 from sat_core.study import Run
@@ -30,17 +31,27 @@ def curvature(run: Run) -> None:
     The run's folder is not locked: this may go on beside its evaluation and landscape, and the file appears whole.
     Raises ConfigError if the run is not trained with its present configuration and code, or lacks a snapshot.
     """
+    with beating(run, "curvature") as heart:
+        folder.write_record(run, "curvature", measured(run, heart))
+
+
+def measured(run: Run, heart: Heart) -> dict[str, Any]:
+    """The content of ``curvature.json``."""
     began, device, config = time.perf_counter(), take_device(run), run.curvature
     model, weights = trained_model(run, device)
     x, y = sample(run, device)
+    heart.tell("curvature at the selected weights")
     selected, objective = _sharpness(run, model, x, y)
     nodes, densities = spectrum(objective, probes=config.probes, steps=config.steps, seed=config.seed)
-    epochs = []
+    epochs: list[dict[str, Any]] = []
     for epoch in tqdm(run.training.snapshot_epochs, "snapshots", leave=False, disable=None):
+        done, count = len(epochs), len(run.training.snapshot_epochs)
+        heart.tell(f"curvature at snapshot {done + 1}/{count}", (done + 1) / (count + 1))
         checkpoint.load_weights(snapshot(run, epoch), model)
         epochs.append({"epoch": epoch} | _sharpness(run, model, x, y)[0])
         log.info("epoch %d: lambda_max %.4g", epoch, epochs[-1]["lambda_max"])
-    content = {
+    log.info("selected weights: lambda_max %.4g, residual %.1g", selected["lambda_max"], selected["residual"])
+    return {
         "epsilon": run.epsilon.text,
         "config": config.model_dump(mode="json"),
         "weights": weights,
@@ -51,8 +62,6 @@ def curvature(run: Run) -> None:
         "seconds": time.perf_counter() - began,
         "device": device_name(device),
     }
-    folder.write_record(run, "curvature", content)
-    log.info("selected weights: lambda_max %.4g, residual %.1g", selected["lambda_max"], selected["residual"])
 
 
 def _sharpness(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> tuple[dict[str, Any], Objective]:

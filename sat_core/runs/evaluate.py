@@ -21,7 +21,9 @@ from sat_core.runs import folder
 from sat_core.runs.data import load
 from sat_core.runs.device import device_name, take_device
 from sat_core.runs.files import atomic, checksum, read_json, sole_writer, write_json
+from sat_core.runs.heartbeat import Heart, beating
 from sat_core.runs.images import Images
+from sat_core.runs.judging import Judging
 from sat_core.runs.network import measuring_attack, predict, trained_model
 from sat_core.study import Run
 from sat_core.study.settings.evaluation import Precision
@@ -49,13 +51,14 @@ def evaluate(run: Run, shard: tuple[int, int] | None = None) -> None:
     """
     device = take_device(run)
     work = "evaluate" if shard is None else f"evaluate-{shard[0]}-of-{shard[1]}"
-    with sole_writer(run.folder, work):
+    with sole_writer(run.folder, work), beating(run, "evaluate", work) as heart:
         if shard is None and folder.finished(run, "evaluate"):
             log.info("%s is judged: nothing to do", run.folder)
             return
         (images,) = load(run, "test")
         blocks = {
-            str(which): judged_blocks(run, which, images, device, shard or (1, 1)) for which in run.evaluation.weights
+            str(which): judged_blocks(run, which, images, device, shard or (1, 1), heart)
+            for which in run.evaluation.weights
         }
         if shard is None:
             write_examples(run, images, device)
@@ -63,17 +66,19 @@ def evaluate(run: Run, shard: tuple[int, int] | None = None) -> None:
 
 
 def judged_blocks(
-    run: Run, which: str, images: Images, device: torch.device, shard: tuple[int, int]
+    run: Run, which: str, images: Images, device: torch.device, shard: tuple[int, int], heart: Heart
 ) -> list[dict[str, Any]]:
     """The verdicts on this shard's blocks, of the ``best`` or the ``last`` weights."""
     precision = precision_on(device, run.evaluation.precision)
     model, weights = trained_model(run, device, which, precision)
     count, size = min(len(images), run.evaluation.images or len(images)), run.evaluation.batch_size
     starts, (i, n), blocks = range(0, count, size), shard, []
+    judging = Judging(heart, len(starts[i - 1 :: n]), run.data.classes)
     for first in tqdm(starts[i - 1 :: n], f"AutoAttack, {which}", leave=False, disable=None):
         x, y = (tensor.to(device) for tensor in images.batch(slice(first, min(first + size, count))))
         path = run.folder / PARTS / f"{which}{first // size:04}.json"
-        blocks.append(judged_block(run, path, model, weights, precision, first // size, x, y))
+        blocks.append(judged_block(run, path, model, weights, precision, first // size, x, y, judging))
+        judging.block_is_done(blocks[-1])
         log.info("%s weights: block %d of %d judged", which, first // size + 1, len(starts))
     return blocks
 
@@ -87,7 +92,15 @@ def precision_on(device: torch.device, asked: Precision) -> Precision:
 
 
 def judged_block(
-    run: Run, path: Path, model: nn.Module, weights: str, precision: Precision, number: int, x: Tensor, y: Tensor
+    run: Run,
+    path: Path,
+    model: nn.Module,
+    weights: str,
+    precision: Precision,
+    number: int,
+    x: Tensor,
+    y: Tensor,
+    judging: Judging,
 ) -> dict[str, Any]:
     """The verdict on one block, from its file as far as that goes, if that is on the same ``weights`` (a checksum)."""
     prediction = predict(model, x)
@@ -110,7 +123,7 @@ def judged_block(
             log.warning("%s; the block is judged again", error)
     for attack in ATTACKS[len(block["seconds"]) :]:
         began = time.perf_counter()
-        with warnings_of_autoattack() as flags:
+        with warnings_of_autoattack() as flags, judging.attack(model, attack, block):
             block["batch_size"] = attack_standing(
                 *(model, x, y, attack),
                 epsilon=run.epsilon.value,

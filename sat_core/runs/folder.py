@@ -72,6 +72,8 @@ def _keep(run: Run, stage: str) -> None:
 def _link(source: Path, target: Path) -> None:
     """``source`` under a second name, or a copy of it where the file system has no hard links."""
     make_folder(target.parent)
+    if target.exists() and target.samefile(source):
+        return
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     beside.unlink(missing_ok=True)
     try:
@@ -100,9 +102,14 @@ def finished(run: Run, stage: str) -> bool:
 
 
 def _put_back(run: Run, stage: str) -> None:
-    """Files of a finished stage that were deleted are linked to what was kept of it, if that is of the present."""
+    """Files of a finished stage that were deleted are linked to what was kept of it, if that is of the present.
+
+    Without its record the others are no result, but parts of one that was begun and not ended: all are put back.
+    """
     about, kept = STAGES[stage], run.folder / KEPT
     missing = [name for name in (*about.files, about.record) if not (run.folder / name).exists()]
+    if about.record in missing:
+        missing = [*about.files, about.record]
     if not missing or not all((kept / name).exists() for name in (*about.files, about.record)):
         return
     record = read_json(kept / about.record)
@@ -229,13 +236,31 @@ def trained_weights(run: Run, name: str = WEIGHTS) -> str:
     return expected
 
 
-def write_training(run: Run, rows: list[dict[str, Any]], record: dict[str, Any]) -> None:
-    """Write the history, a dict an epoch, and then ``run.json``, whose presence means that training is complete."""
+def write_history(run: Run, rows: list[dict[str, Any]]) -> None:
+    """Write ``history.csv``, a dict an epoch; none where there has been no epoch yet."""
+    if not rows:
+        (run.folder / HISTORY).unlink(missing_ok=True)
+        return
     with atomic(run.folder / HISTORY) as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    write_record(run, "train", record)
+
+
+def withdraw(run: Run, stage: str) -> None:
+    """Take away a result that is being made anew, before parts of the new one stand beside it.
+
+    One of other settings remains in KEPT; one of the present, which is made anew because it is damaged, does not.
+    """
+    record = run.folder / KEPT / STAGES[stage].record
+    for name in (STAGES[stage].record, *STAGES[stage].files):
+        (run.folder / name).unlink(missing_ok=True)
+    try:
+        damaged = not _changes(run, stage, read_json(record))
+    except ConfigError:
+        damaged = True
+    if damaged:
+        record.unlink(missing_ok=True)
 
 
 def trained(run: Run) -> tuple[dict[str, Any], pd.DataFrame] | None:

@@ -13,6 +13,8 @@ from sat_core.errors import Interrupted
 from sat_core.runs import checkpoint, folder
 from sat_core.runs.device import device_name
 from sat_core.runs.files import checksum, sole_writer
+from sat_core.runs.heartbeat import Heart, beating, hash_of
+from sat_core.runs.tensorboard import Board, board
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Run
 
@@ -24,35 +26,55 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def train(run: Run) -> None:
     """Train ``run`` in its folder, from its checkpoint if there is one, or do nothing if it is complete.
 
-    Writes ``checkpoint.pt`` as often as ``resources`` say and, at the end, ``model.safetensors``, ``history.csv`` and
-    last of all ``run.json``. On SIGTERM, SIGINT or SIGUSR1 it saves a checkpoint after the current step and raises
-    Interrupted. Raises ConfigError for anything the user can mend.
+    Writes ``checkpoint.pt`` as often as ``resources`` say, ``history.csv`` after each epoch and, at the end,
+    ``model.safetensors`` and last of all ``run.json``. On SIGTERM, SIGINT or SIGUSR1 it saves a checkpoint after the
+    current step and raises Interrupted. Raises ConfigError for anything the user can mend.
     """
-    path, every = run.folder / "checkpoint.pt", run.resources
     with sole_writer(run.folder, "train"), signals() as received:
         if folder.finished(run, "train"):
             log.info("%s is complete: nothing to do", run.folder)
             return
-        trainer = Trainer(run)
-        made_of = folder.present(run, "train")
-        if (state := checkpoint.load_checkpoint(path, partial(folder.differences, run, "train"))) is not None:
-            trainer.load_state_dict(state)
-        saved = time.monotonic()
-        while trainer.epoch < run.training.epochs:
-            for _ in trainer.steps():
-                if received or time.monotonic() - saved > 60 * every.checkpoint_minutes:
-                    checkpoint.save_checkpoint(path, made_of, trainer.state_dict())
-                    saved = time.monotonic()
-                stop_if(received, trainer)
-            trainer.finish_epoch()
-            if trainer.epoch in run.training.snapshot_epochs:
-                snapshot = run.folder / run.training.snapshot(trainer.epoch)
-                checkpoint.save_weights(snapshot, trainer.network.state_dict())
-            if received or trainer.epoch % every.checkpoint_epochs == 0 or trainer.epoch == run.training.epochs:
+        with beating(run, "train") as heart:
+            trainer = begun(run)
+            heart.beat.of = hash_of(run, "train")  # with the images, which are known only now
+            folder.withdraw(run, "train")
+            folder.write_history(run, trainer.history)
+            with contextlib.closing(board(run, trainer)) as shown:
+                take_epochs(trainer, received, heart, shown)
+            write_results(run, trainer)
+
+
+def begun(run: Run) -> Trainer:
+    """The training as its checkpoint has it, or at its beginning."""
+    trainer = Trainer(run)
+    state = checkpoint.load_checkpoint(run.folder / "checkpoint.pt", partial(folder.differences, run, "train"))
+    if state is not None:
+        trainer.load_state_dict(state)
+    return trainer
+
+
+def take_epochs(trainer: Trainer, received: list[int], heart: Heart, shown: Board) -> None:
+    """Take the epochs that are left, saving and showing what comes of them; raises Interrupted after a signal."""
+    run, saved = trainer.run, time.monotonic()
+    path, every, made_of = run.folder / "checkpoint.pt", run.resources, folder.present(run, "train")
+    while trainer.epoch < run.training.epochs:
+        for _ in trainer.steps():
+            tell(heart, trainer)
+            shown.step()
+            if received or time.monotonic() - saved > 60 * every.checkpoint_minutes:
                 checkpoint.save_checkpoint(path, made_of, trainer.state_dict())
                 saved = time.monotonic()
             stop_if(received, trainer)
-        write_results(run, trainer)
+        trainer.finish_epoch()
+        folder.write_history(run, trainer.history)
+        shown.epoch()
+        if trainer.epoch in run.training.snapshot_epochs:
+            snapshot = run.folder / run.training.snapshot(trainer.epoch)
+            checkpoint.save_weights(snapshot, trainer.network.state_dict())
+        if received or trainer.epoch % every.checkpoint_epochs == 0 or trainer.epoch == run.training.epochs:
+            checkpoint.save_checkpoint(path, made_of, trainer.state_dict())
+            saved = time.monotonic()
+        stop_if(received, trainer)
 
 
 @contextlib.contextmanager
@@ -75,8 +97,17 @@ def stop_if(received: list[int], trainer: Trainer) -> None:
         raise Interrupted(f"{name}: saved in {where}; run the same again to go on")
 
 
+def tell(heart: Heart, trainer: Trainer) -> None:
+    """Where the training is, and how long it will take if the epochs to come are like the last one."""
+    epochs, step, steps = trainer.run.training.epochs, trainer.step_count, trainer.steps_an_epoch
+    seconds = trainer.history[-1]["seconds"] if trainer.history else trainer.seconds / step * steps
+    done = trainer.epoch + step / steps
+    doing = f"epoch {trainer.epoch + 1}/{epochs}, step {step}/{steps}"
+    heart.tell(doing, done / epochs, seconds * (epochs - done))
+
+
 def write_results(run: Run, trainer: Trainer) -> None:
-    """Write the selected weights, the history and, last of all, ``run.json``."""
+    """Write the selected weights and, last of all, ``run.json``."""
     checkpoint.save_weights(run.folder / folder.WEIGHTS, trainer.best["weights"])
     checkpoint.save_weights(run.folder / folder.LAST, trainer.network.state_dict())
     if trainer.best["raw"]:
@@ -93,4 +124,4 @@ def write_results(run: Run, trainer: Trainer) -> None:
     others = [folder.LAST, *([folder.RAW] if trainer.best["raw"] else [])]
     others += [run.training.snapshot(epoch) for epoch in run.training.snapshot_epochs]
     record["files"] = {name: checksum(run.folder / name) for name in others}
-    folder.write_training(run, trainer.history, record)
+    folder.write_record(run, "train", record)

@@ -50,7 +50,8 @@ class Trainer:
         self.defense_state = self.defense.initial_state(len(self.train_images), self.device)
         config = run.training
         self.optimizer = optimiser.optimizer(config, self.model)
-        self.scheduler = optimiser.scheduler(config, self.optimizer, -(-len(self.train_images) // config.batch_size))
+        self.steps_an_epoch = -(-len(self.train_images) // config.batch_size)
+        self.scheduler = optimiser.scheduler(config, self.optimizer, self.steps_an_epoch)
         self.average = optimiser.average(config, self.model)
         self.epoch = self.step_count = 0
         self.order: Tensor | None = None
@@ -58,6 +59,8 @@ class Trainer:
         self.seconds = 0.0
         self.memory: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
+        self.latest: tuple[Tensor, ...] = ()
+        """Of the last step: x as it was attacked, x', y, and the loss."""
         self.best: dict[str, Any] = {"score": (-1.0,), "epoch": -1, "weights": {}, "raw": {}}
 
     def steps(self) -> Iterator[None]:
@@ -68,7 +71,7 @@ class Trainer:
         batches = tqdm(
             self.train_images.batches(self.order[done * size :], size),
             f"epoch {self.epoch + 1}/{self.run.training.epochs}",
-            total=-(-len(self.order) // size),
+            total=self.steps_an_epoch,
             initial=done,
             leave=False,
             disable=None,
@@ -145,6 +148,7 @@ class Trainer:
         if optimiser.is_per_step(self.run.training):
             self.scheduler.step()
         self.average_weights("ema")
+        self.latest = x, found.x.detach(), y, loss.detach()
         attacked = self.defense.selects_on == "robust"  # where nothing is attacked, nothing is stopped
         stopped = attacked * (found.steps < self.attack.steps).sum()
         return torch.stack([loss.detach() * len(y), found.steps.sum(), stopped])

@@ -28,16 +28,20 @@ STAGES: dict[str, tuple[str, ...]] = {
     "landscape": ("curvature", "landscape", "attack"),
 }
 """What is done for a run -> the settings that its result depends on, beside what it is made from."""
-CHANGES_NOTHING = {"train": "data.root", "evaluate": "evaluation.shards"}
-"""A setting in those sections that changes no number. Of ``resources``, ``threads`` does."""
-COMPUTES_NOTHING = {"errors", "fields", "runs.files", "runs.folder", "runs.checkpoint", "runs.data"}
+CHANGES_NOTHING = {"train": ("data.root", "training.tensorboard"), "evaluate": ("evaluation.shards",)}
+"""Settings in those sections that change no number. Of ``resources``, ``threads`` does."""
+COMPUTES_NOTHING = {
+    *("errors", "fields", "runs.files", "runs.folder", "runs.checkpoint", "runs.data"),
+    *("runs.heartbeat", "runs.judging"),
+}
 """Modules whose code no number depends on. Data count by their content, and settings (``study``) by their values."""
 
 
 def made_of(run: Run, stage: str) -> dict[str, dict[str, Any]]:
     """What the result of a stage is made of now, as JSON: ``settings`` by dotted name, ``code`` by module."""
     settings = dict(_flat(run.model_dump(mode="json", include=set(STAGES[stage]))))
-    settings.pop(CHANGES_NOTHING.get(stage, ""), None)
+    for name in CHANGES_NOTHING.get(stage, ()):
+        settings.pop(name, None)
     if stage == "train":
         settings["resources.threads"] = run.resources.threads
     defense, network = own_code(run)

@@ -46,6 +46,7 @@ class Training(Frozen):
     compile: bool = Field(False, description="torch.compile the network in training; with CUDA graphs on GPUs")
     select: Literal["best", "last"] = Field("best", description="the epoch to evaluate; best: by validation")
     snapshots: Natural = Field(0, description="keep the weights of every so many epochs, for curvature; 0: never")
+    tensorboard: bool = Field(False, description="write TensorBoard's event files, too; changes no number")
 
     @pydantic.model_validator(mode="after")
     def _milestones_within(self) -> Training:
