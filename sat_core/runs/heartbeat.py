@@ -112,7 +112,8 @@ def beating(run: Run, stage: str, work: str | None = None) -> Iterator[Heart]:
         if beat.ended:
             heart.write()
         else:
-            heart.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                heart.path.unlink()
 
 
 def hash_of(run: Run, stage: str) -> str:

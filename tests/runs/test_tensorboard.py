@@ -1,0 +1,49 @@
+"""Event files beside the history: what TensorBoard reads in them, and that nothing changes by them."""
+
+import pytest
+import torch
+from helpers import PSAT, TINY, results
+
+from sat_core.errors import ConfigError, Interrupted
+from sat_core.runs import folder
+from sat_core.runs.check import check
+from sat_core.runs.train import train
+from sat_core.study import Study
+
+
+def shown(write_study, name):
+    overrides = [*TINY["overrides"], {"set": {"training": {"tensorboard": True}}}]
+    return Study(write_study(TINY | {"overrides": overrides}, name))
+
+
+def test_without_the_package_one_sentence_says_so(write_study, monkeypatch):
+    monkeypatch.setattr("sat_core.runs.check.find_spec", lambda name: None)
+    study = shown(write_study, "tiny")
+    with pytest.raises(ConfigError, match=r"training.tensorboard: it is not installed here: pip install 'sat-core\["):
+        check(study, study.runs)
+
+
+def test_it_changes_no_number_and_makes_nothing_stale(write_study, monkeypatch):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    plain, run = Study(write_study()).run(PSAT), shown(write_study, "shown").run(PSAT)
+    train(plain)
+
+    def stop(trainer):
+        raise Interrupted("between two epochs")
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr("sat_core.runs.trainer.Trainer.finish_epoch", stop)
+        train(run)  # the steps of the first epoch are shown and not saved
+    torch.rand(3)
+    train(run)
+    assert results(run) == results(plain)
+    assert folder.present(run, "train") == folder.present(plain, "train")
+
+    found = events.EventAccumulator(str(run.folder))
+    found.Reload()
+    for name in ("step/loss", "step/accuracy"):
+        assert [event.step for event in found.Scalars(name)] == list(range(1, 43))
+    rows = results(run)[1].splitlines()[1:]
+    robust = [event.value for event in found.Scalars("epoch/validation_robust")]
+    assert robust == pytest.approx([float(row.split(",")[5]) for row in rows])
+    assert [event.step for event in found.Images("attack/attacked")] == [21, 42]
