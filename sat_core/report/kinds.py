@@ -46,7 +46,7 @@ FIGURES = {
         "Loss: what the defense minimises, so defenses differ in kind (CAT adds a margin, which may be negative). "
         "Validation accuracy: clean, and under the PGD of the training. lambda: the difficulty that the curriculum "
         "allows; for dynamic, the threshold that it calls c. Stopped: the share of samples whose attack ended before "
-        "its last step; below it the mean number of steps a sample.",
+        "its last step; below it the mean number of steps a sample. Dotted: a training that is not finished.",
     ),
     "examples": Kind(
         "run_ids",

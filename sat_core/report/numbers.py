@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from sat_core.runs import folder
+from sat_core.runs.heartbeat import unfinished_history
 from sat_core.runs.trivial import is_trivial
 from sat_core.study import Run, RunId, Study
 from sat_core.study.file import Table
@@ -103,6 +104,13 @@ def costs(study: Study, table: Table) -> pd.DataFrame:
 def histories(study: Study, table: Table) -> pd.DataFrame:
     """The training histories of the table's complete runs, one row an epoch, with the address of the run."""
     frames = [history.assign(**address(run)) for run, _, history in trained(study, table)]
+    return pd.concat(frames) if frames else pd.DataFrame(columns=ADDRESS)
+
+
+def unfinished(study: Study, table: Table) -> pd.DataFrame:
+    """As :func:`histories`, of the table's trainings that have begun and are not complete: the epochs so far."""
+    begun = ((run, unfinished_history(run)) for run in map(study.run, table.run_ids))
+    frames = [history.assign(**address(run)) for run, history in begun if history is not None]
     return pd.concat(frames) if frames else pd.DataFrame(columns=ADDRESS)
 
 

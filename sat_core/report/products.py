@@ -15,6 +15,7 @@ from sat_core.errors import ConfigError
 from sat_core.report.kinds import FIGURES
 from sat_core.runs import folder
 from sat_core.runs.files import checksum, read_json, write_json
+from sat_core.runs.heartbeat import epochs_done
 from sat_core.study import NAMES, Run, Study
 from sat_core.study.file import COMPARISONS, PARTS
 from sat_core.study.fingerprint import code
@@ -37,6 +38,8 @@ class Product:
         self.study, self.name, self.module, self.runs = study, name, module, ids
         self.memo = {} if memo is None else memo
         self.files = [study.folder / file for file in files]
+        self.begun: list[Run] = []
+        """Runs that it shows before their training is complete."""
         self.record = study.folder / Path(name).with_name(f".{Path(name).name}.json")
 
     def made_of(self) -> str:
@@ -52,13 +55,15 @@ class Product:
                         [checksum(path), folder.why_again(run, stage)] if path.exists() else None
                     )
                 known.append(self.memo[run.id.path, stage])
+        known += [(run.id.path, epochs) for run in self.begun if (epochs := epochs_done(run))]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def is_possible(self) -> bool:
         """Whether there is anything to make it of."""
         stage = list(self.runs)[-1]
-        return any((run.folder / folder.STAGES[stage].record).exists() for run in self.runs[stage])
+        done = any((run.folder / folder.STAGES[stage].record).exists() for run in self.runs[stage])
+        return done or any(map(epochs_done, self.begun))
 
     def is_current(self) -> bool:
         """Whether all of its files are there, whole, and made of what there is now."""
@@ -98,7 +103,9 @@ def figure(study: Study, name: str, kind: str, memo: Memo | None = None) -> Prod
     runs = [study.run(id) for id in getattr(study.file.tables[name], about.ids)]
     ids = {"train": runs, about.stage: runs}
     files = [f"figures/{name}-{kind}.{suffix}" for suffix in ("png", "pdf", "csv")]
-    return Product(study, f"figures/{name}-{kind}", files, "report.figures", ids, memo)
+    product = Product(study, f"figures/{name}-{kind}", files, "report.figures", ids, memo)
+    product.begun = runs if kind == "curves" else []
+    return product
 
 
 def of(study: Study, memo: Memo | None = None) -> dict[str, Product]:

@@ -25,13 +25,17 @@ Left = dict[str, float | None]
 
 
 class State(NamedTuple):
-    """``word``: one of WORDS; ``text``: the rest of the sentence; ``left``: what is to be done; ``workers`` at it."""
+    """``word``: one of WORDS; ``text``: the rest of the sentence; ``left``: what is to be done.
+
+    ``workers``: how many processes are at it; ``whole``: the seconds that what they do will have taken, by stage.
+    """
 
     run: Run
     word: str
     text: str
     left: Left
     workers: int = 0
+    whole: dict[str, float] = {}
 
 
 class Status(NamedTuple):
@@ -94,7 +98,8 @@ def state_of(study: Study, run: Run, stages: list[str], jobs: dict[tuple[str, st
     if alive:
         left |= {stage_of(beat): beat.left for beat in alive}
         text = "; ".join(f"{beat.doing}{of_others(run, beat)}" for beat in alive) + where(alive[0])
-        return State(run, WORKING[stage_of(alive[0])], text, left, len(alive))
+        whole = {stage_of(beat): beat.left / (1 - beat.share) for beat in alive if beat.left and beat.share < 1}
+        return State(run, WORKING[stage_of(alive[0])], text, left, len(alive), whole)
     if not todo:
         return State(run, "done", verdict(run), left)
     for stage in todo:
@@ -186,8 +191,8 @@ def kind(run: Run, stage: str) -> tuple[str, str, str]:
 
 
 def taken(state: State) -> dict[str, float]:
-    """Seconds that each stage of a run that is done has taken."""
-    found = {}
+    """Seconds that each stage of a run that is done has taken, or that is under way will have."""
+    found = dict(state.whole)
     for stage in folder.STAGES:
         record = None if stage in state.left else folder.record_of(state.run, stage)
         seconds: Any = (record or {}).get("seconds")

@@ -5,6 +5,9 @@ Watching changes no number: what is looked at is computed already, or takes no r
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from sat_core.runs.network import predict
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Run
@@ -35,7 +38,7 @@ class EventFiles(Board):
     """
 
     def __init__(self, run: Run, trainer: Trainer) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter  # an extra of this package
 
         self.run, self.trainer = run, trainer
         if not self.now:
@@ -56,13 +59,18 @@ class EventFiles(Board):
 
     def epoch(self) -> None:
         for name, value in self.trainer.history[-1].items():
-            if value is not None:
+            if name != "epoch" and value is not None:
                 self.writer.add_scalar(f"epoch/{name}", value, self.now)
-        x, x_adv, *_ = (tensor[:IMAGES] for tensor in self.trainer.latest[:2])
-        change = 0.5 + (x_adv - x) / (2 * self.run.epsilon.value)  # grey is none
-        for name, images in (("clean", x), ("attacked", x_adv), ("perturbation", change.clamp(0, 1))):
-            self.writer.add_images(f"attack/{name}", images, self.now)
+        self.writer.add_image("attack", self.attacked(), self.now)
         self.writer.flush()
+
+    def attacked(self) -> Tensor:
+        """Images of the last step above what the attack has made of them, above the difference: grey is none."""
+        x, x_adv = (images[:IMAGES] for images in self.trainer.latest[:2])
+        change = 0.5 + (x_adv - x) / (2 * self.run.epsilon.value)
+        from torchvision.utils import make_grid  # takes seconds to import
+
+        return make_grid(torch.cat([x, x_adv, change.clamp(0, 1)]), nrow=len(x), padding=1, pad_value=1.0)
 
     def close(self) -> None:
         self.writer.close()

@@ -46,4 +46,4 @@ def test_it_changes_no_number_and_makes_nothing_stale(write_study, monkeypatch):
     rows = results(run)[1].splitlines()[1:]
     robust = [event.value for event in found.Scalars("epoch/validation_robust")]
     assert robust == pytest.approx([float(row.split(",")[5]) for row in rows])
-    assert [event.step for event in found.Images("attack/attacked")] == [21, 42]
+    assert [event.step for event in found.Images("attack")] == [21, 42]

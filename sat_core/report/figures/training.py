@@ -20,7 +20,7 @@ from sat_core.report.figures.style import (
     legend,
     panels,
 )
-from sat_core.report.numbers import address, histories
+from sat_core.report.numbers import address, histories, unfinished
 from sat_core.study import RunId, Study
 from sat_core.study.address import Epsilon
 
@@ -38,9 +38,10 @@ LEAST = 0.4
 
 
 def training_curves(study: Study, name: str) -> Drawing:
-    """How training went, over the epochs: a row a quantity, a column an epsilon, a line a run."""
+    """How training went, over the epochs: a row a quantity, a column an epsilon, a line a run, dotted if unfinished."""
     table = study.file.tables[name]
-    rows = histories(study, table)
+    parts = histories(study, table).assign(unfinished=False), unfinished(study, table).assign(unfinished=True)
+    rows = pd.concat(parts)
     looks = appearance(study, table)
     groups = blocks(table)
     figure, axes, starts = panels(study, len(DYNAMICS), len(groups), 8.2, least=1.2)
@@ -51,7 +52,7 @@ def training_curves(study: Study, name: str) -> Drawing:
             axes[row, column].set_ylabel(label if column in starts else "")
             axes[row, column].yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
             for i, defense in enumerate(table.defenses):
-                for _, run in in_block(rows, model, epsilon, defense).groupby("seed"):
+                for (_, begun), run in in_block(rows, model, epsilon, defense).groupby(["seed", "unfinished"]):
                     colour, marker = looks[defense]
                     spacing = max(len(run) // 4, 1)
                     axes[row, column].plot(
@@ -62,9 +63,10 @@ def training_curves(study: Study, name: str) -> Drawing:
                         markevery=(i * spacing // len(table.defenses), spacing),
                         lw=1.2,
                         alpha=0.85,
-                        label=study.display(defense),
+                        linestyle=":" if begun else "-",
+                        label=study.display(defense) + " (unfinished)" * begun,
                     )
-    legend(figure, axes[0, 0])
+    legend(figure, *axes[0])
     return Drawing(figure, rows)
 
 
