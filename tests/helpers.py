@@ -152,8 +152,8 @@ class Project:
             process.kill()
         return self.said
 
-    def python(self, *arguments: str) -> str:
-        """What ``python`` prints in this folder; fails unless it ends well."""
+    def python(self, *arguments: str, status: int = 0) -> str:
+        """What ``python`` prints in this folder; fails unless it ends with ``status``."""
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
@@ -162,7 +162,7 @@ class Project:
             text=True,
             timeout=300,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == status, done.stdout + done.stderr
         return done.stdout
 
 
