@@ -18,6 +18,7 @@ from sat_core.study import Run, Study
 
 WORKING = {"train": "training", "evaluate": "judging", "curvature": "measuring", "landscape": "measuring"}
 """A stage -> what a run is said to be doing."""
+WAITS_FOR = {"train": "its training", "evaluate": "AutoAttack", "curvature": "its curvature", "landscape": "landscapes"}
 WORDS = ("training", "judging", "measuring", "failed", "lost", "queued", "stale", "waiting", "done")
 """What a run may be, in the order of interest."""
 Left = dict[str, float | None]
@@ -118,9 +119,6 @@ def state_of(study: Study, run: Run, stages: list[str], jobs: dict[tuple[str, st
     epochs = heartbeat.epochs_done(run) if "train" in todo else 0
     text = f"epoch {epochs}/{run.training.epochs} is done" if epochs else f"for {WAITS_FOR[todo[0]]}"
     return State(run, "waiting", text, left)
-
-
-WAITS_FOR = {"train": "its training", "evaluate": "AutoAttack", "curvature": "its curvature", "landscape": "landscapes"}
 
 
 def stage_of(beat: Beat) -> str:

@@ -79,12 +79,13 @@ class Heart:
             log.info("%s%s", doing, "" if left is None else f", about {duration(left)} left")
 
     def beat_on(self) -> None:
+        """Until :attr:`stop` is set."""
         while not self.stop.wait(PERIOD):
             self.write()
 
     def write(self) -> None:
         """One beat. Without fsync: only that it comes counts."""
-        beside = self.path.with_suffix(f".{self.beat.host}.{self.beat.process}.tmp")
+        beside = self.path.with_suffix(".tmp")  # always the same, so that one who is killed leaves no litter
         self.beat.at = time.time()
         with contextlib.suppress(OSError):
             beside.write_text(json.dumps(asdict(self.beat)), encoding="utf-8")
