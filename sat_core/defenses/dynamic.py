@@ -1,5 +1,7 @@
 """Dynamic adversarial training (Wang et al. 2019): PGD stops once it has converged well enough, as FOSC tells."""
 
+from functools import partial
+
 from pydantic import Field
 from torch import Tensor
 
@@ -31,8 +33,13 @@ class Dynamic(Defense):
             batch.x,
             cross_entropy(batch.y),
             start=uniform_start(batch.x, batch.attack.epsilon),
-            keep_going=lambda it: fosc(it, batch.x[it.rows], batch.attack.epsilon) > limit,
+            keep_going=partial(unconverged, batch.x, batch.attack.epsilon, batch.x.new_full((), limit)),
         )
+
+
+def unconverged(x: Tensor, epsilon: float, limit: Tensor, iterate: Iterate) -> Tensor:
+    """Whether FOSC exceeds the limit, bool (n,)."""
+    return fosc(iterate, x[iterate.rows], epsilon) > limit
 
 
 def fosc(iterate: Iterate, x: Tensor, epsilon: float) -> Tensor:

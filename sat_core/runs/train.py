@@ -24,11 +24,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def train(run: Run) -> None:
     """Train ``run`` in its folder, from its checkpoint if there is one, or do nothing if it is complete.
 
-    Writes ``checkpoint.pt`` as often as ``resources`` say and, at the end, ``model.safetensors``, ``history.csv`` and
+    Writes ``checkpoint.pt`` every ``checkpoint_minutes`` and, at the end, ``model.safetensors``, ``history.csv`` and
     last of all ``run.json``. On SIGTERM, SIGINT or SIGUSR1 it saves a checkpoint after the current step and raises
     Interrupted. Raises ConfigError for anything the user can mend.
     """
-    path, every = run.folder / "checkpoint.pt", run.resources
+    path, seconds = run.folder / "checkpoint.pt", 60 * run.resources.checkpoint_minutes
     with sole_writer(run.folder, "train"), signals() as received:
         if folder.finished(run, "train"):
             log.info("%s is complete: nothing to do", run.folder)
@@ -40,7 +40,8 @@ def train(run: Run) -> None:
         saved = time.monotonic()
         while trainer.epoch < run.training.epochs:
             for _ in trainer.steps():
-                if received or time.monotonic() - saved > 60 * every.checkpoint_minutes:
+                if received or time.monotonic() - saved > seconds:
+                    trainer.check_loss()
                     checkpoint.save_checkpoint(path, made_of, trainer.state_dict())
                     saved = time.monotonic()
                 stop_if(received, trainer)
@@ -48,9 +49,8 @@ def train(run: Run) -> None:
             if trainer.epoch in run.training.snapshot_epochs:
                 snapshot = run.folder / run.training.snapshot(trainer.epoch)
                 checkpoint.save_weights(snapshot, trainer.network.state_dict())
-            if received or trainer.epoch % every.checkpoint_epochs == 0 or trainer.epoch == run.training.epochs:
+            if received or trainer.epoch == run.training.epochs:
                 checkpoint.save_checkpoint(path, made_of, trainer.state_dict())
-                saved = time.monotonic()
             stop_if(received, trainer)
         write_results(run, trainer)
 
@@ -87,6 +87,7 @@ def write_results(run: Run, trainer: Trainer) -> None:
         "validation": {"clean": chosen["validation_clean"], "robust": chosen["validation_robust"]},
         "seconds": sum(row["seconds"] for row in trainer.history),
         "device": device_name(trainer.device),
+        "precision": trainer.precision,
         "peak_memory_mb": trainer.memory,
         "config": run.model_dump(mode="json"),
     }
