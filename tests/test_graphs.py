@@ -5,13 +5,15 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import TINY
 from tape import Waits, tape
 from test_attacks import batch_and_model
 
 from sat_core import attacks, defenses, models
 from sat_core.attacks import PGD, cross_entropy, uniform_start, while_correct
 from sat_core.graphs import KEPT, Graphs
-from sat_core.study import defense_names
+from sat_core.runs.trainer import Trainer
+from sat_core.study import Study, defense_names
 
 EPOCHS = 10
 
@@ -83,6 +85,7 @@ def test_every_defense_finds_the_same_by_graph_as_by_loop(case, precision):
             defense.outer_loss(batch, one).backward()
             optimizer.step()
         found.append(seen)
+        assert graphs is None or all(graphs.found.values())
     if name in STOPS:
         assert len(torch.cat(found[0][1 :: len(found[0]) // 5]).unique()) > 2  # it stops some, not all
     for by_loop, by_graph in zip(*found, strict=True):
@@ -153,3 +156,34 @@ def never_stop(y, iterate):
 
 def stop_all(y, iterate):
     return iterate.loss < -1
+
+
+VARIANTS = {"awp": {"awp": {"gamma": 0.01}, "clip": 1.0}, "ema": {"average": "ema"}, "cosine": {"schedule": "cosine"}}
+ASKS = {"psat", "hsat", "dynamic", "fat", "gairat", "loss_curriculum", "step_curriculum"}
+"""Whose samples may stop, or whose rule counts: of 10 steps the eighth asks whether any still moves."""
+
+
+def test_a_training_step_waits_for_the_gpu_once_at_most(write_study):
+    """The table in docs/performance.md. Large networks whose samples stop are attacked by loop: once a step of PGD."""
+    names = sorted(defense_names())
+    study = {
+        "tables": {"t": TINY["tables"]["digits"] | {"defenses": [*names, *VARIANTS]}},
+        "variants": {name: {"defense": "madry"} for name in VARIANTS},
+        "overrides": [
+            {"set": {"training": {"epochs": 10, "milestones": []}, "attack": {"steps": 10}}},
+            {"where": {"defense": sorted(ASKS - {"dynamic", "fat", "gairat"})}, "set": {"options": paced(0.3, 0.9)}},
+            {"where": {"defense": "gairat"}, "set": {"options": {"begin": 0}}},
+            *({"where": {"defense": name}, "set": {"training": value}} for name, value in VARIANTS.items()),
+        ],
+    }
+    loaded, found = Study(write_study(study)), {}
+    for name in (*names, *VARIANTS):
+        trainer = Trainer(loaded.run(f"digits/cnn/{name}/eps0.3/seed0"), torch.device("cpu"))
+        trainer.attack = replace(trainer.attack, graphs=Graphs(64, capture=tape))
+        batches = trainer.train_images.batches(torch.arange(192), 64)
+        trainer.step(*next(batches))
+        with Waits() as waits:
+            trainer.step(*next(batches))
+        found[name] = waits.count
+    found["ema"] -= 2  # torch's average asks whether it is the first, of a number that it keeps on the processor
+    assert found == {name: int(name in ASKS) for name in found}

@@ -27,13 +27,14 @@ class Dynamic(Defense):
         return max(0.0, self.c_max * (1 - epoch / self.horizon))
 
     def perturb(self, batch: Batch) -> Perturbation:
-        limit = self.curriculum_value(batch.epoch)
+        limit, x = self.curriculum_value(batch.epoch), batch.x
+        rule = partial(unconverged, x, batch.attack.epsilon, x.new_full((), limit))
         return batch.attack(
             batch.model,
-            batch.x,
+            x,
             cross_entropy(batch.y),
-            start=uniform_start(batch.x, batch.attack.epsilon),
-            keep_going=partial(unconverged, batch.x, batch.attack.epsilon, batch.x.new_full((), limit)),
+            start=uniform_start(x, batch.attack.epsilon),
+            keep_going=rule if limit else None,  # FOSC is 0 only where a step would lead nowhere
         )
 
 
