@@ -126,16 +126,19 @@ def against_the_processor(device: torch.device, size: Size) -> Iterator[dict[str
 
 
 def against_itself(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
-    """Trainings on digits: twice the same, and by graph against by loop where nothing leaves the batch."""
+    """Trainings on digits: twice the same, and by graph against by loop, from which here nothing leaves either."""
     capture = cuda_graph if device.type == "cuda" else again
+    before = dict(attacks.PARTS)
     for defense in size.defenses:
-        weights = []
+        weights, attacks.PARTS[device.type] = [], 1
         for by_graph in (True, True, False):
             trainer = digits(size, "cnn", defense)
             graphs = Graphs(trainer.run.training.batch_size, capture=capture) if by_graph else None
             trainer.attack = replace(trainer.attack, graphs=graphs)
             weights.append(epochs(trainer, size.epochs))
         yield {"defense": defense, "again": same(*weights[:2]), "graph and loop": same(*weights[1:])}
+    attacks.PARTS.clear()
+    attacks.PARTS.update(before)
 
 
 def one_epoch(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
@@ -245,7 +248,6 @@ def main() -> None:
     if given.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: torch sees no GPU; --device cpu --small takes the same way without one")
     device = torch.device(given.device)
-    attacks.GRANULE["cuda"] = attacks.GRANULE["cpu"] = size.batch * 10**3  # the loop keeps what stops, as a graph does
     content: dict[str, Any] = {"hardware": steps.hardware(), "size": asdict(size)}
     print(content["hardware"], flush=True)
     for part in PARTS:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from sat_core.graphs import Graphs
 
-GRANULE = {"cuda": 16}
-"""A batch shrinks by so many images at once: cuDNN plans every layer anew for each size that it has not met."""
+PARTS = {"cuda": 8}
+"""A batch shrinks by such a part of it at once: cuDNN plans every layer anew for each size that it has not met."""
 ASKED = 8
 """In a CUDA graph's replays it is asked every so many steps whether any sample still moves."""
 
@@ -177,8 +177,8 @@ class PGD:
         """Maximise ``loss`` over the ball of radius epsilon around ``x``, within [0, 1], from ``start``.
 
         ``x`` and ``start`` (N, C, H, W), floating point; ``loss``: (logits (n, classes), rows (n,)) -> (n,).
-        A sample that ``keep_going`` stops stays for good at the iterate it was stopped at; it leaves the batch (on a
-        GPU with 15 others) and costs nothing more, unless batch norm looks at the whole batch. ``epsilon`` and
+        A sample that ``keep_going`` stops stays for good at the iterate it was stopped at; it leaves the batch (which a
+        GPU has shrink by eighths) and costs nothing more, unless batch norm looks at the whole batch. ``epsilon`` and
         ``step_size`` stand in for the attack's own and may be per sample, (N, 1, 1, 1). ``noise``: the standard
         deviation of a Gaussian that is added to every step before it is projected; with 0 nothing is drawn. Parameters
         are frozen meanwhile; the model comes back as it was: modes, buffers, ``.grad``. Raises ValueError for images
@@ -231,7 +231,7 @@ class PGD:
         rows = torch.arange(len(start), device=start.device)
         taken = torch.zeros_like(rows)
         go, moving = torch.ones_like(rows, dtype=torch.bool), len(start)
-        granule = GRANULE.get(start.device.type, 1)
+        granule = -(-len(start) // PARTS.get(start.device.type, len(start))) if len(start) else 1
         leaving = self.batchnorm == "eval"  # in train mode every sample's logits depend on the whole batch
         for number in range(self.steps):
             iterate = step.look(current, rows, number)

@@ -66,6 +66,8 @@ class Graphs:
         """Do ``call``, once, by its graph; None, and nothing changed, if it cannot be one."""
         tensors: list[Tensor] = []
         kind = split(call, tensors)
+        if not is_hashable(kind):
+            return None
         if kind in self.found:
             if graph := self.found[kind]:
                 graph.load(tensors)
@@ -112,6 +114,15 @@ def is_open(function: object) -> bool:
     return isinstance(function, partial) and not getattr(function.func, "__closure__", None)
 
 
+def is_hashable(kind: Hashable) -> bool:
+    """Whether one kind of call can be told from another by it."""
+    try:
+        hash(kind)
+    except TypeError:
+        return False
+    return True
+
+
 def split(value: Any, tensors: list[Tensor]) -> Hashable:
     """Append the tensors in ``value`` (in partials, dataclasses, dicts) to the list; returns what else there is."""
     if isinstance(value, Tensor):
@@ -121,6 +132,8 @@ def split(value: Any, tensors: list[Tensor]) -> Hashable:
         return value, tuple(tensor.data_ptr() for tensor in (*value.parameters(), *value.buffers()))
     if isinstance(value, partial):
         return split(value.func, tensors), split(value.keywords, tensors), *(split(v, tensors) for v in value.args)
+    if isinstance(value, (list, tuple)):
+        return type(value), *(split(v, tensors) for v in value)
     if isinstance(value, dict):
         return tuple((key, split(v, tensors)) for key, v in value.items())
     if is_dataclass(value) and not isinstance(value, type):
@@ -135,6 +148,8 @@ def put(value: Any, tensors: Iterator[Tensor]) -> Any:
     if isinstance(value, partial):
         function, keywords = put(value.func, tensors), put(value.keywords, tensors)
         return partial(function, *(put(v, tensors) for v in value.args), **keywords)
+    if isinstance(value, (list, tuple)):
+        return type(value)(put(v, tensors) for v in value)
     if isinstance(value, dict):
         return {key: put(v, tensors) for key, v in value.items()}
     if is_dataclass(value) and not isinstance(value, type):

@@ -44,7 +44,7 @@ STOPS = ("psat", "hsat", "dynamic", "fat", "loss_curriculum", "step_curriculum")
 @pytest.fixture(autouse=True)
 def nothing_leaves(monkeypatch):
     """In a graph samples that stop stay in the batch, and the size of a batch is seen in a sum's last bit."""
-    monkeypatch.setitem(attacks.GRANULE, "cpu", 10**6)
+    monkeypatch.setitem(attacks.PARTS, "cpu", 1)
 
 
 def digits_network(seed: int = 0) -> models.Normalized:

@@ -50,7 +50,7 @@ def take_device(run: Run) -> torch.device:
 def try_gpu() -> None:
     """Raise ConfigError unless torch has kernels for the GPU in use, and one runs."""
     name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    if not has_kernels(capability, built := torch.cuda.get_arch_list()):
+    if torch.version.cuda and not has_kernels(capability, built := torch.cuda.get_arch_list()):
         raise ConfigError(
             f"torch {torch.__version__} has no kernels for this job's GPU, {name} (sm_{capability[0]}{capability[1]}), "
             f"only for {', '.join(built)}: docs/cluster.md says how to install one that has; to go on without a GPU, "
@@ -70,7 +70,7 @@ def has_kernels(capability: tuple[int, int], built: list[str]) -> bool:
 
     Code for 8.0 runs on 8.x from 8.0 on; PTX of 8.0 (``compute_80``) on all from 8.0 on; ``sm_90a`` on 9.0 alone.
     """
-    for kind, major, minor, exactly in re.findall(r"(sm|compute)_(\d+)(\d)([af]?)", " ".join(built)):
+    for kind, major, minor, exactly in re.findall(r"(sm|compute)_(\d+)(\d)(a?)", " ".join(built)):
         made_for = int(major), int(minor)
         fits = made_for == capability if exactly else made_for <= capability
         if fits and (kind == "compute" or made_for[0] == capability[0]):
