@@ -1,7 +1,7 @@
 """Work on tensors, recorded once as a CUDA graph on buffers that stay, then replayed for every call of its kind.
 
 A small network's PGD step is some fifty kernels, each of which a GPU finishes before the processor has launched the
-next; a graph launches them at once. What is recorded is a :class:`functools.partial` of a function that changes some of
+next; a graph launches them at once. What is recorded is a ``functools.partial`` of a function that changes some of
 its tensors in place. Its tensors are copied into the buffers, whatever else it holds is baked in and therefore part of
 its kind; so are a network's weights, by their place in memory: an optimiser that changes them there may come between.
 """
