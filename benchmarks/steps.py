@@ -275,7 +275,10 @@ def hardware() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
         name = f"{cpu}, {torch.get_num_threads()} threads"
-    peers = f"torchattacks {metadata.version('torchattacks')}"
+    try:
+        peers = f"torchattacks {metadata.version('torchattacks')}"
+    except metadata.PackageNotFoundError:
+        peers = "no torchattacks"
     return f"{name}; torch {torch.__version__}, {peers}, Python {platform.python_version()}"
 
 

@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise
             if isinstance(error, Interrupted):
                 folder.count_interruption(run)
-            if out_of_memory(error) and "CUDA" in str(error):
+            if out_of_memory(error) and re.search("cuda|cudnn|cublas", str(error).lower()):
                 error = Hopeless(out_of_memory(error, options.verb))
             if isinstance(error, Hopeless):
                 folder.give_up(run, options.verb, error)
@@ -132,8 +132,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def out_of_memory(error: Exception, verb: str = "") -> str:
-    """What to do about an error, if it says that there was too little memory; else ""."""
-    if not re.search("out of memory|can't allocate memory|alloc_failed", f"{type(error).__name__} {error}".lower()):
+    """What to do about an error, if it says that there was too little memory; else "".
+
+    cuDNN and cuBLAS say so in words of their own where theirs is what there was no room for.
+    """
+    said = f"{type(error).__name__} {error}".lower()
+    if not re.search("out of memory|can't allocate memory|alloc_failed|cudnn_status_internal_error", said):
         return ""
     part = {"train": "training", "evaluate": "evaluation"}.get(verb, "curvature")
     return f"out of memory; lower {part}.batch_size"

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GRANULE = {"cuda": 16}
-"""A batch shrinks by so many images at once: cuDNN plans every layer anew for each size that it has not met."""
+from sat_core.graphs import Graphs
+
+PARTS = {"cuda": 8}
+"""A batch shrinks by such a part of it at once: cuDNN plans every layer anew for each size that it has not met."""
+ASKED = 8
+"""In a CUDA graph's replays it is asked every so many steps whether any sample still moves."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,10 @@ class Iterate:
     """The samples still in the batch, before a step: what a stopping rule may look at. It cannot free one that stopped.
 
     ``rows`` (n,): which samples of the batch these are; ``x`` (n, C, H, W); ``logits`` (n, classes); ``loss`` (n,),
-    the inner loss of each; ``step``: how many steps came before.
+    the inner loss of each; ``step``: how many steps came before, in a CUDA graph as a tensor ().
     """
 
-    def __init__(self, x: Tensor, logits: Tensor, loss: Tensor, rows: Tensor, step: int) -> None:
+    def __init__(self, x: Tensor, logits: Tensor, loss: Tensor, rows: Tensor, step: int | Tensor) -> None:
         self._leaf, self._loss = x, loss
         self.x, self.logits, self.loss = x.detach(), logits.detach(), loss.detach()
         self.rows, self.step = rows, step
@@ -58,11 +62,70 @@ StoppingRule = Callable[[Iterate], Tensor]
 
 
 @dataclass(frozen=True)
+class Step:
+    """What a step of PGD consists of: look at the samples, ask the rule about them, move them."""
+
+    model: nn.Module
+    loss: InnerLoss
+    rule: StoppingRule | None
+    noise: float
+    batchnorm: Literal["eval", "train"]
+
+    def look(self, x: Tensor, rows: Tensor, step: int | Tensor) -> Iterate:
+        """The forward pass on x (n, C, H, W)."""
+        leaf = x.detach().requires_grad_()
+        logits = self.model(leaf)
+        iterate = Iterate(leaf, logits, self.loss(logits, rows), rows, step)
+        if iterate.loss.shape != rows.shape:
+            raise ValueError(f"the loss must give a value a sample, ({len(rows)},), not {iterate.loss.shape}")
+        return iterate
+
+    def ask(self, iterate: Iterate, go: Tensor) -> Tensor:
+        """``go`` (n,), less the samples that the rule stops."""
+        if self.rule is None:
+            return go
+        answer = self.rule(iterate)
+        if answer.shape != go.shape or answer.dtype != torch.bool:
+            raise ValueError(f"a stopping rule answers bool ({len(go)},), not {answer.dtype} {answer.shape}")
+        return go & answer
+
+    def move(self, iterate: Iterate, size: Tensor | float, bounds: Tensor) -> Tensor:
+        """A step up the loss, back into the bounds (2, n, C, H, W)."""
+        moved = iterate.x + size * iterate.gradient.sign()
+        if self.noise:
+            moved += self.noise * torch.randn_like(moved)
+        return moved.clamp_(*bounds)
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A batch on its way, in tensors that change in place: what a CUDA graph of a step works on."""
+
+    x: Tensor
+    bounds: Tensor
+    size: Tensor
+    rows: Tensor
+    go: Tensor
+    taken: Tensor
+    number: Tensor
+
+    def advance(self, step: Step) -> None:
+        """One step of all; of those that stopped, nothing comes."""
+        iterate = step.look(self.x, self.rows, self.number)
+        self.go.copy_(step.ask(iterate, self.go))
+        moved = step.move(iterate, self.size, self.bounds)
+        self.x.copy_(moved if step.rule is None else torch.where(self.go[:, None, None, None], moved, self.x))
+        self.taken.add_(self.go)
+        self.number.add_(1)
+
+
+@dataclass(frozen=True)
 class PGD:
     """The settings of an L_inf PGD in pixel units; calling it attacks a batch.
 
     ``epsilon`` in (0, 1], ``step_size`` above 0, ``steps`` 0 or more: else ValueError. ``batchnorm``: ``eval``, or
-    ``train`` for the statistics of the attacked batch itself; nothing is updated in either.
+    ``train`` for the statistics of the attacked batch itself; nothing is updated in either. ``graphs``: on a GPU, take
+    the steps on whole batches by CUDA graphs, where loss and rule are partials that close over nothing.
 
     Example:
         Madry's attack, and P-SAT's, which stops a sample once the network is wrong about it by a margin.
@@ -93,6 +156,7 @@ class PGD:
     step_size: float
     steps: int
     batchnorm: Literal["eval", "train"] = "eval"
+    graphs: Graphs | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon <= 1 or not self.step_size > 0 or self.steps < 0:
@@ -113,14 +177,16 @@ class PGD:
         """Maximise ``loss`` over the ball of radius epsilon around ``x``, within [0, 1], from ``start``.
 
         ``x`` and ``start`` (N, C, H, W), floating point; ``loss``: (logits (n, classes), rows (n,)) -> (n,).
-        A sample that ``keep_going`` stops stays for good at the iterate it was stopped at; it leaves the batch (on a
-        GPU with 15 others) and costs nothing more, unless batch norm looks at the whole batch. ``epsilon`` and
+        A sample that ``keep_going`` stops stays for good at the iterate it was stopped at; it leaves the batch (which a
+        GPU has shrink by eighths) and costs nothing more, unless batch norm looks at the whole batch. ``epsilon`` and
         ``step_size`` stand in for the attack's own and may be per sample, (N, 1, 1, 1). ``noise``: the standard
         deviation of a Gaussian that is added to every step before it is projected; with 0 nothing is drawn. Parameters
         are frozen meanwhile; the model comes back as it was: modes, buffers, ``.grad``. Raises ValueError for images
         outside [0, 1] and for a loss that is not one value a sample.
         """
-        check_images(x)
+        graphs = self.graphs if self.graphs and self.steps and self.graphs.fit(len(x), loss, keep_going) else None
+        if graphs is None or not graphs.found:  # later batches are trusted: to look at one is to wait for the GPU
+            check_images(x)
         if isinstance(epsilon, (int, float)) and not 0 <= epsilon <= 1:
             raise ValueError(f"epsilon {epsilon} is not in [0, 1]: it is in pixel units, such as 8 / 255")
         if getattr(loss, "func", loss) is F.cross_entropy:
@@ -128,46 +194,65 @@ class PGD:
         epsilon = self.epsilon if epsilon is None else epsilon
         size = self.step_size if step_size is None else step_size
         bounds = torch.stack([(x - epsilon).clamp_(min=0), (x + epsilon).clamp_(max=1)])
+        step = Step(model, loss, keep_going, noise, self.batchnorm)
+        with frozen(model, self.batchnorm), torch.enable_grad():
+            found = None if graphs is None else self._by_graph(graphs, step, start, size, bounds)
+            return found or self._one_by_one(step, start, size, bounds)
+
+    def _by_graph(
+        self, graphs: Graphs, step: Step, start: Tensor, size: Tensor | float, bounds: Tensor
+    ) -> Perturbation | None:
+        """The steps as replays of one CUDA graph, in which samples that stop stay in the batch."""
+        rows = torch.arange(len(start), device=start.device)
+        moving = Moving(
+            x=start.detach().clone(),
+            bounds=bounds,
+            size=size if isinstance(size, Tensor) else start.new_full((), size),
+            rows=rows,
+            go=torch.ones_like(rows, dtype=torch.bool),
+            taken=torch.zeros_like(rows),
+            number=rows.new_zeros(()),
+        )
+        call = partial(Moving.advance, moving, step)
+        graph = graphs.begin(call)
+        if graph is None:
+            return None
+        for number in range(1, self.steps):
+            if step.rule is not None and number % ASKED == 0 and not graph.call.args[0].go.any():
+                break
+            graph.replay()
+        graph.unload(call)
+        return Perturbation(moving.x, moving.taken)
+
+    def _one_by_one(self, step: Step, start: Tensor, size: Tensor | float, bounds: Tensor) -> Perturbation:
+        """The steps as they are written; samples that stop leave the batch."""
         current = start.detach()
         result = current.clone()
-        rows = torch.arange(len(x), device=x.device)
+        rows = torch.arange(len(start), device=start.device)
         taken = torch.zeros_like(rows)
-        go, moving = torch.ones_like(rows, dtype=torch.bool), len(x)
-        granule = GRANULE.get(x.device.type, 1)
+        go, moving = torch.ones_like(rows, dtype=torch.bool), len(start)
+        granule = -(-len(start) // PARTS.get(start.device.type, len(start))) if len(start) else 1
         leaving = self.batchnorm == "eval"  # in train mode every sample's logits depend on the whole batch
-        with frozen(model, self.batchnorm), torch.enable_grad():
-            for step in range(self.steps):
-                leaf = current.detach().requires_grad_()
-                logits = model(leaf)
-                iterate = Iterate(leaf, logits, loss(logits, rows), rows, step)
-                if iterate.loss.shape != rows.shape:
-                    raise ValueError(f"the loss must give a value a sample, ({len(rows)},), not {iterate.loss.shape}")
-                if keep_going is not None:
-                    answer = keep_going(iterate)
-                    if answer.shape != rows.shape or answer.dtype != torch.bool:
-                        raise ValueError(
-                            f"a stopping rule answers bool ({len(rows)},), not {answer.dtype} {answer.shape}"
-                        )
-                    go = go & answer
-                    moving = int(go.sum())  # the one thing a GPU's queue has to be waited for
-                if not moving:
-                    break
-                moved = current + size * iterate.gradient.sign()
-                if noise:
-                    moved += noise * torch.randn_like(moved)
-                moved.clamp_(*bounds)
-                kept = -(-moving // granule) * granule
-                if leaving and kept < len(rows):
-                    result.index_copy_(0, rows, current)
-                    keep = go.argsort(descending=True, stable=True)[:kept]
-                    current, moved, rows, go = (t.index_select(0, keep) for t in (current, moved, rows, go))
-                    bounds = bounds.index_select(1, keep)
-                    if isinstance(size, Tensor):
-                        size = size.index_select(0, keep)
-                if moving < len(rows):
-                    moved = torch.where(go[:, None, None, None], moved, current)
-                current = moved
-                taken.index_add_(0, rows, go.long())
+        for number in range(self.steps):
+            iterate = step.look(current, rows, number)
+            if step.rule is not None:
+                go = step.ask(iterate, go)
+                moving = int(go.sum())  # the one thing a GPU's queue has to be waited for
+            if not moving:
+                break
+            moved = step.move(iterate, size, bounds)
+            kept = -(-moving // granule) * granule
+            if leaving and kept < len(rows):
+                result.index_copy_(0, rows, current)
+                keep = go.argsort(descending=True, stable=True)[:kept]
+                current, moved, rows, go = (t.index_select(0, keep) for t in (current, moved, rows, go))
+                bounds = bounds.index_select(1, keep)
+                if isinstance(size, Tensor):
+                    size = size.index_select(0, keep)
+            if moving < len(rows):
+                moved = torch.where(go[:, None, None, None], moved, current)
+            current = moved
+            taken.index_add_(0, rows, go.long())
         result.index_copy_(0, rows, current)
         return Perturbation(result, taken)
 
@@ -213,7 +298,11 @@ def cross_entropy(y: Tensor) -> InnerLoss:
         >>> loss(torch.zeros(1, 10), torch.tensor([1]))  # of sample 1 alone: ln 10
         tensor([2.3026])
     """
-    return lambda logits, rows: F.cross_entropy(logits, y[rows], reduction="none")
+    return partial(_cross_entropy, y)
+
+
+def _cross_entropy(y: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
+    return F.cross_entropy(logits, y[rows], reduction="none")
 
 
 def while_correct(y: Tensor) -> StoppingRule:
@@ -231,7 +320,11 @@ def while_correct(y: Tensor) -> StoppingRule:
         >>> float((model(found.x).argmax(dim=1) == y).float().mean())
         0.0
     """
-    return lambda iterate: iterate.logits.argmax(dim=1) == y[iterate.rows]
+    return partial(_correct, y)
+
+
+def _correct(y: Tensor, iterate: Iterate) -> Tensor:
+    return iterate.logits.argmax(dim=1) == y[iterate.rows]
 
 
 @contextmanager

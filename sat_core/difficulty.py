@@ -102,16 +102,32 @@ def gauss_newton_curvature(logits: Tensor, y: Tensor, gradient_norm_squared: Ten
 
 def gauss_newton_gain(logits: Tensor, y: Tensor, gradient_norm_squared: Tensor) -> Tensor:
     """``k = |g|^2 / |r|^2`` (N,): what turns lambda_max(S), of the Hessian in the logits, into that along g."""
-    r = logits.float().softmax(dim=1) - F.one_hot(y, logits.shape[1])
+    p = logits.float().softmax(dim=1)
+    r = p - one_hot(y, p.shape[1], p)
     return gradient_norm_squared / r.square().sum(dim=1).clamp_min(1e-12)
 
 
-class Capture:
-    """What the layers of a network saw in its last pass: their inputs and, once differentiated, output gradients."""
+def one_hot(y: Tensor, classes: int, like: Tensor) -> Tensor:
+    """Labels (N,) as (N, classes) of 0 and 1, of the dtype of ``like``. F.one_hot makes the processor wait for them."""
+    return like.new_zeros(len(y), classes).scatter_(1, y[:, None], 1)
 
-    def __init__(self) -> None:
+
+class Capture:
+    """What the layers of a network saw in its last pass: their inputs and, once differentiated, output gradients.
+
+    Those of the same layers are equal: in a CUDA graph the one that it was recorded with stands for all.
+    """
+
+    def __init__(self, modules: tuple[nn.Module, ...], with_deltas: bool) -> None:
+        self.about = (modules, with_deltas)
         self.inputs: dict[nn.Module, Tensor] = {}
         self.deltas: dict[nn.Module, Tensor] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Capture) and self.about == other.about
+
+    def __hash__(self) -> int:
+        return hash(self.about)
 
     def gradient_norm_squared(self) -> Tensor:
         """Squared norm of each sample's own gradient in all captured layers' parameters, (N,).
@@ -129,7 +145,7 @@ def capture(*modules: nn.Module, deltas: bool = False) -> Iterator[Capture]:
 
     Raises ValueError for a module that is met twice in one pass.
     """
-    seen = Capture()
+    seen = Capture(modules, deltas)
 
     def keep(module: nn.Module, gradient: Tensor) -> None:
         if module in seen.deltas:

@@ -125,8 +125,8 @@ def test_a_batch_that_shrinks_by_several_samples_at_once_gives_the_same(monkeypa
         sizes[-1].append(len(iterate.rows))
         return iterate.rows % 7 >= iterate.step
 
-    for granule in (1, 4):
-        monkeypatch.setattr(attacks, "GRANULE", {"cpu": granule})
+    for parts in (32, 8):
+        monkeypatch.setattr(attacks, "PARTS", {"cpu": parts})
         sizes.append([])
         attack = PGD(0.2, 0.05, 6)
         rest = {"start": start, "keep_going": rule, "step_size": step_size}

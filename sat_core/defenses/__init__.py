@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -104,8 +105,12 @@ class SelfPaced(Defense):
             batch.x,
             cross_entropy(batch.y),
             start=uniform_start(batch.x, batch.attack.epsilon),
-            keep_going=self.binding(limit, lambda iterate: self.difficulty(batch, iterate) <= limit),
+            keep_going=self.binding(limit, partial(self.within, limit, batch)),
         )
+
+    def within(self, limit: float, batch: Batch, iterate: Iterate) -> Tensor:
+        """psi <= lambda, bool (n,)."""
+        return self.difficulty(batch, iterate) <= limit
 
     def binding(self, limit: float, rule: StoppingRule) -> StoppingRule | None:
         """``rule``, or None where no difficulty can exceed the limit: then the attack is Madry's at Madry's cost."""

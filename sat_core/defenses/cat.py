@@ -1,5 +1,6 @@
 """CAT, customized adversarial training (Cheng et al. 2020): a radius and a label uncertainty for each image."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from sat_core.attacks import Perturbation, frozen, uniform_start
 from sat_core.defenses import Batch, Defense
+from sat_core.difficulty import one_hot
 from sat_core.fields import Positive
 
 
@@ -34,7 +36,7 @@ class CAT(Defense):
         target = self.soften(y, epsilon, batch.classes)
         radius = epsilon[:, None, None, None]
         found = attack(
-            *(batch.model, x, lambda logits, rows: self.per_sample(logits, y[rows], target[rows])),
+            *(batch.model, x, partial(self.inner_loss, y, target)),
             start=uniform_start(x, radius),
             epsilon=radius,
             step_size=radius * (attack.step_size / attack.epsilon),
@@ -44,6 +46,10 @@ class CAT(Defense):
         batch.state["epsilon"][batch.index] = epsilon - self.eta * fooled
         return Perturbation(found.x, found.steps, target)
 
+    def inner_loss(self, y: Tensor, target: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
+        """What x' maximises, (n,)."""
+        return self.per_sample(logits, y[rows], target[rows])
+
     def outer_loss(self, batch: Batch, found: Perturbation) -> Tensor:
         assert found.target is not None  # perturb made it
         return self.per_sample(batch.model(found.x), batch.y, found.target).mean()
@@ -52,7 +58,7 @@ class CAT(Defense):
         """y~: (N, classes), rows that sum to 1."""
         weight = (self.c * epsilon).clamp(max=1)[:, None]
         noise = torch.distributions.Dirichlet(torch.ones(classes, device=y.device), validate_args=False).sample(y.shape)
-        return (1 - weight) * F.one_hot(y, classes) + weight * noise
+        return (1 - weight) * one_hot(y, classes, noise) + weight * noise
 
     def per_sample(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         """The loss of each sample (N,), the same for the attack and for training."""

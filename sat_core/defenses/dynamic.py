@@ -1,5 +1,7 @@
 """Dynamic adversarial training (Wang et al. 2019): PGD stops once it has converged well enough, as FOSC tells."""
 
+from functools import partial
+
 from pydantic import Field
 from torch import Tensor
 
@@ -25,14 +27,20 @@ class Dynamic(Defense):
         return max(0.0, self.c_max * (1 - epoch / self.horizon))
 
     def perturb(self, batch: Batch) -> Perturbation:
-        limit = self.curriculum_value(batch.epoch)
+        limit, x = self.curriculum_value(batch.epoch), batch.x
+        rule = partial(unconverged, x, batch.attack.epsilon, x.new_full((), limit))
         return batch.attack(
             batch.model,
-            batch.x,
+            x,
             cross_entropy(batch.y),
-            start=uniform_start(batch.x, batch.attack.epsilon),
-            keep_going=lambda it: fosc(it, batch.x[it.rows], batch.attack.epsilon) > limit,
+            start=uniform_start(x, batch.attack.epsilon),
+            keep_going=rule if limit else None,  # FOSC is 0 only where a step would lead nowhere
         )
+
+
+def unconverged(x: Tensor, epsilon: float, limit: Tensor, iterate: Iterate) -> Tensor:
+    """Whether FOSC exceeds the limit, bool (n,)."""
+    return fosc(iterate, x[iterate.rows], epsilon) > limit
 
 
 def fosc(iterate: Iterate, x: Tensor, epsilon: float) -> Tensor:

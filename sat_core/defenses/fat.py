@@ -1,5 +1,6 @@
 """FAT, friendly adversarial training (Zhang et al. 2020): PGD stops soon after the network has erred."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -37,12 +38,14 @@ class FAT(Defense):
     def perturb(self, batch: Batch) -> Perturbation:
         x, y, attack = batch.x, batch.y, batch.attack
         left = torch.full_like(y, int(self.curriculum_value(batch.epoch)))
-
-        def keep_going(iterate: Iterate) -> Tensor:
-            wrong = probability_gap(iterate.logits, y[iterate.rows]) > 0
-            may = ~wrong | (left[iterate.rows] > 0)
-            left.index_add_(0, iterate.rows, wrong.long(), alpha=-1)
-            return may
-
         start = uniform_start(x, attack.epsilon) if self.start == "uniform" else x
-        return attack(batch.model, x, cross_entropy(y), start=start, keep_going=keep_going, noise=self.omega)
+        rule = partial(may_err, y, left)
+        return attack(batch.model, x, cross_entropy(y), start=start, keep_going=rule, noise=self.omega)
+
+
+def may_err(y: Tensor, left: Tensor, iterate: Iterate) -> Tensor:
+    """Whether a sample is right, or has mistakes ``left`` (N,), of which this one is taken off."""
+    wrong = probability_gap(iterate.logits, y[iterate.rows]) > 0
+    may = ~wrong | (left[iterate.rows] > 0)
+    left.index_add_(0, iterate.rows, wrong.long(), alpha=-1)
+    return may

@@ -1,11 +1,13 @@
 """GAIRAT (Zhang et al. 2021): samples count by how few PGD steps it takes to fool the network about them."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from sat_core.attacks import Iterate, Perturbation, cross_entropy, uniform_start, while_correct
+from sat_core.attacks import Iterate, Perturbation, cross_entropy, uniform_start
 from sat_core.defenses import Batch
 from sat_core.defenses._weighting import Weighted, weighted_mean
 from sat_core.fields import Number, When
@@ -25,14 +27,9 @@ class GAIRAT(Weighted):
         if batch.epoch < self.begin:
             return super().perturb(batch)
         x, y, attack = batch.x, batch.y, batch.attack
-        kappa, right = x.new_zeros(len(x)), while_correct(y)
-
-        def keep_going(iterate: Iterate) -> Tensor:
-            kappa.index_add_(0, iterate.rows, right(iterate).to(kappa))
-            return torch.ones_like(iterate.rows, dtype=torch.bool)
-
+        kappa = x.new_zeros(len(x))
         start = uniform_start(x, attack.epsilon)
-        found = attack(batch.model, x, cross_entropy(y), start=start, keep_going=keep_going)
+        found = attack(batch.model, x, cross_entropy(y), start=start, keep_going=partial(counted, y, kappa))
         weights = (1 + (self.lam + 5 * (1 - 2 * kappa / attack.steps)).tanh()) / 2
         return Perturbation(found.x, found.steps, weights=weights)
 
@@ -40,3 +37,10 @@ class GAIRAT(Weighted):
         if found.weights is None:
             return super().outer_loss(batch, found)
         return weighted_mean(F.cross_entropy(batch.model(found.x), batch.y, reduction="none"), found.weights)
+
+
+def counted(y: Tensor, kappa: Tensor, iterate: Iterate) -> Tensor:
+    """Always True; adds 1 to ``kappa`` (N,) where the network is right."""
+    right = iterate.logits.argmax(dim=1) == y[iterate.rows]
+    kappa.index_add_(0, iterate.rows, right.to(kappa))
+    return torch.ones_like(right)

@@ -5,6 +5,7 @@ the top eigenvalue of the Hessian's block of the last layer; or, for deep networ
 Gauss-Newton curvature along the sample's own gradient. `python -m sat_core audit` says how well each does.
 """
 
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -12,7 +13,14 @@ from torch import Tensor
 
 from sat_core.attacks import Iterate, Perturbation, cross_entropy, uniform_start
 from sat_core.defenses import Batch, SelfPaced
-from sat_core.difficulty import capture, classifier_gain, gauss_newton_gain, parametric_layers, top_softmax_eigenvalue
+from sat_core.difficulty import (
+    Capture,
+    capture,
+    classifier_gain,
+    gauss_newton_gain,
+    parametric_layers,
+    top_softmax_eigenvalue,
+)
 
 
 class HSAT(SelfPaced):
@@ -27,25 +35,26 @@ class HSAT(SelfPaced):
     metric: Literal["classifier", "gauss_newton"] = "classifier"
 
     def perturb(self, batch: Batch) -> Perturbation:
-        limit, unit = self.curriculum(batch.epoch), torch.zeros((), device=batch.x.device)
-        whole, layers = self.metric == "gauss_newton", parametric_layers(batch.model)
+        limit, layers = self.curriculum(batch.epoch), parametric_layers(batch.model)
+        whole = self.metric == "gauss_newton"
         watched = layers if whole else layers[-1:]
         with capture(*(watched if limit < 1 else ()), deltas=whole) as seen:
-
-            def keep_going(iterate: Iterate) -> Tensor:
-                y = batch.y[iterate.rows]
-                if whole:
-                    iterate.gradient  # noqa: B018  (its backward pass is what fills seen.deltas)
-                    gain = gauss_newton_gain(iterate.logits, y, seen.gradient_norm_squared())
-                else:
-                    gain = classifier_gain(seen.inputs[layers[-1]])
-                if iterate.step == 0:
-                    unit.copy_(gain.mean().clamp_min(1e-12) / 2)
-                u = (top_softmax_eigenvalue(iterate.logits) * gain / unit).clamp(max=1)
-                return torch.where(iterate.logits.argmax(dim=1) == y, u / 2, 1 - u / 2) <= limit
-
+            tensors = (batch.y, batch.x.new_full((), limit), torch.zeros((), device=batch.x.device))
             return batch.attack(
                 *(batch.model, batch.x, cross_entropy(batch.y)),
                 start=uniform_start(batch.x, batch.attack.epsilon),
-                keep_going=self.binding(limit, keep_going),
+                keep_going=self.binding(limit, partial(self.is_easy, seen, *tensors)),
             )
+
+    def is_easy(self, seen: Capture, y: Tensor, limit: Tensor, unit: Tensor, iterate: Iterate) -> Tensor:
+        """psi_H <= limit, bool (n,), of what the layers have ``seen``; ``unit`` (), K / 2, is set by the first step."""
+        y = y[iterate.rows]
+        if self.metric == "gauss_newton":
+            iterate.gradient  # noqa: B018  (its backward pass is what fills seen.deltas)
+            gain = gauss_newton_gain(iterate.logits, y, seen.gradient_norm_squared())
+        else:
+            (features,) = seen.inputs.values()
+            gain = classifier_gain(features)
+        unit.copy_(torch.where(unit > 0, unit, gain.mean().clamp_min(1e-12) / 2))
+        u = (top_softmax_eigenvalue(iterate.logits) * gain / unit).clamp(max=1)
+        return torch.where(iterate.logits.argmax(dim=1) == y, u / 2, 1 - u / 2) <= limit

@@ -1,14 +1,15 @@
 """SCORE (Pang et al. 2022): the squared error of probabilities in the place of cross entropy and KL divergence."""
 
+from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from sat_core.attacks import Perturbation, frozen, normal_start, uniform_start
 from sat_core.defenses import Batch, Defense
+from sat_core.difficulty import one_hot
 from sat_core.fields import NonNegative
 
 CLIP = {"trades": 0.3, "at": 0.4}
@@ -34,11 +35,7 @@ class SCORE(Defense):
             with torch.no_grad(), frozen(batch.model, batch.attack.batchnorm):
                 target = batch.model(batch.x).softmax(dim=1)
             start = normal_start(batch.x).clamp_(0, 1)
-
-        def error(logits: Tensor, rows: Tensor) -> Tensor:
-            return squared_error(logits.softmax(dim=1), target[rows])
-
-        return batch.attack(batch.model, batch.x, error, start=start)
+        return batch.attack(batch.model, batch.x, partial(inner_loss, target), start=start)
 
     def outer_loss(self, batch: Batch, found: Perturbation) -> Tensor:
         c = CLIP[self.form] if self.clip is None else self.clip
@@ -51,7 +48,12 @@ class SCORE(Defense):
 
     def labels(self, batch: Batch) -> Tensor:
         """One-hot labels (N, classes)."""
-        return F.one_hot(batch.y, batch.classes).to(batch.x)
+        return one_hot(batch.y, batch.classes, batch.x)
+
+
+def inner_loss(target: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
+    """What x' maximises, (n,)."""
+    return squared_error(logits.softmax(dim=1), target[rows])
 
 
 def squared_error(p: Tensor, target: Tensor) -> Tensor:

@@ -11,4 +11,4 @@ class StepCurriculum(SelfPaced):
     """After k of K steps psi = k / K, the same for all samples: one step at lambda = 0, all K at 1."""
 
     def difficulty(self, batch: Batch, iterate: Iterate) -> Tensor:
-        return torch.full_like(iterate.loss, iterate.step / batch.attack.steps)
+        return torch.zeros_like(iterate.loss) + iterate.step / batch.attack.steps

@@ -1,5 +1,6 @@
 """TRADES (Zhang et al. 2019): push the prediction on x' towards the one on x, which is trained for accuracy."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -26,17 +27,18 @@ class TRADES(Defense):
     def perturb(self, batch: Batch) -> Perturbation:
         with torch.no_grad(), frozen(batch.model, batch.attack.batchnorm):
             clean = batch.model(batch.x).softmax(dim=1)
-
-        def divergence(logits: Tensor, rows: Tensor) -> Tensor:
-            return F.kl_div(logits.log_softmax(dim=1), clean[rows], reduction="none").sum(dim=1)
-
-        return batch.attack(batch.model, batch.x, divergence, start=normal_start(batch.x))
+        return batch.attack(batch.model, batch.x, partial(divergence, clean), start=normal_start(batch.x))
 
     def outer_loss(self, batch: Batch, found: Perturbation) -> Tensor:
         if self.sequence == "separate":
             clean, adversarial = batch.model(batch.x), batch.model(found.x)
         else:
             clean, adversarial = batch.model(torch.cat([batch.x, found.x])).chunk(2)
-        divergence = F.kl_div(adversarial.log_softmax(dim=1), clean.softmax(dim=1), reduction="batchmean")
+        apart = F.kl_div(adversarial.log_softmax(dim=1), clean.softmax(dim=1), reduction="batchmean")
         beta = self.beta if self.reduction == "batchmean" else self.beta / clean.shape[1]
-        return F.cross_entropy(clean, batch.y) + beta * divergence
+        return F.cross_entropy(clean, batch.y) + beta * apart
+
+
+def divergence(clean: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
+    """KL(p(x) || p(x')) of each sample (n,), which x' maximises; ``clean``: p(x) (N, classes)."""
+    return F.kl_div(logits.log_softmax(dim=1), clean[rows], reduction="none").sum(dim=1)

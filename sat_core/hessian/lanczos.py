@@ -95,10 +95,16 @@ def spectral_density(product: Product, starts: list[Tensor], steps: int) -> tupl
     """
     nodes, weights = [], []
     for start in starts:
-        krylov = lanczos(product, start, steps)
-        nodes += krylov.values.tolist()
-        weights += (krylov.coefficients[0] ** 2 / len(starts)).tolist()
+        values, squares = measure(product, start, steps)
+        nodes += values.tolist()
+        weights += (squares / len(starts)).tolist()
     return nodes, weights
+
+
+def measure(product: Product, start: Tensor, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """One start's Ritz values and squared first entries. Its basis, the larger part of a GPU's memory, ends here."""
+    krylov = lanczos(product, start, steps)
+    return krylov.values, krylov.coefficients[0] ** 2
 
 
 def batched_top_eigenvalues(product: Product, starts: Tensor, steps: int) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import filelock
 import torch
@@ -35,6 +37,7 @@ def take_device(run: Run) -> torch.device:
     if torch.cuda.is_available():
         torch.backends.cudnn.deterministic = True
         torch.cuda.set_device(free_gpu(torch.cuda.device_count()))
+        try_gpu()
         return torch.device("cuda")
     if os.environ.get("CUDA_VISIBLE_DEVICES") and DRIVER.exists():
         raise ConfigError(
@@ -42,6 +45,44 @@ def take_device(run: Run) -> torch.device:
             f"{torch.version.cuda} (nvidia-smi shows both); to go on without a GPU, set resources: {{gpus: 0}}"
         )
     return torch.device("cpu")
+
+
+def try_gpu() -> None:
+    """Raise ConfigError unless torch has kernels for the GPU in use, and one runs."""
+    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    if torch.version.cuda and not has_kernels(capability, built := torch.cuda.get_arch_list()):
+        raise ConfigError(
+            f"torch {torch.__version__} has no kernels for this job's GPU, {name} (sm_{capability[0]}{capability[1]}), "
+            f"only for {', '.join(built)}: docs/cluster.md says how to install one that has; to go on without a GPU, "
+            "set resources: {gpus: 0}"
+        )
+    try:
+        torch.ones(1, device="cuda").add_(1).item()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"this job's GPU, {name}, fails at the first kernel: {str(error).splitlines()[0]} (to go on without a GPU, "
+            "set resources: {gpus: 0})"
+        ) from None
+
+
+def has_kernels(capability: tuple[int, int], built: list[str]) -> bool:
+    """Whether a GPU of this compute capability runs code built for these: ``sm_80`` or, compiled when run, PTX.
+
+    Code for 8.0 runs on 8.x from 8.0 on; PTX of 8.0 (``compute_80``) on all from 8.0 on; ``sm_90a`` on 9.0 alone.
+    """
+    for kind, major, minor, exactly in re.findall(r"(sm|compute)_(\d+)(\d)(a?)", " ".join(built)):
+        made_for = int(major), int(minor)
+        fits = made_for == capability if exactly else made_for <= capability
+        if fits and (kind == "compute" or made_for[0] == capability[0]):
+            return True
+    return False
+
+
+def best_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
+    """bfloat16 where arithmetic units have it: GPUs of capability 8.0 and newer, processors with AVX512-BF16."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+    return "bfloat16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
 def free_gpu(count: int) -> int:
@@ -68,8 +109,10 @@ def keep_freed_memory() -> None:
     """Have the C library keep what tensors free for the next ones: a call costs the CPU less than fresh pages do."""
     with contextlib.suppress(OSError, AttributeError):  # one other than glibc
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        for most in (2**30, 2**25):  # older ones refuse more than the second, and the other setting alone costs time
+            if libc.mallopt(M_MMAP_THRESHOLD, most):
+                libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+                return
 
 
 def device_name(device: torch.device) -> str:

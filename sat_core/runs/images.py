@@ -40,13 +40,11 @@ class Images:
 
     def batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Indices, images and labels, ``size`` at a time, in the order given (CPU int64)."""
-        parts = [part for part in order.split(size) if len(part)]  # an empty tensor splits into one empty part
         if self.pixels.device.type == self.device.type:  # not the devices themselves: "cuda" is not "cuda:0"
-            for index in parts:
-                index = index.to(self.device)
+            for index in parts_of(order.to(self.device), size):  # once, as a GPU would be waited for every time
                 yield index, *self.batch(index)
         else:
-            yield from self.streamed(parts)
+            yield from self.streamed(parts_of(order, size))
 
     def streamed(self, parts: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The batches of these indices, gathered by processes of their own while the device computes."""
@@ -72,6 +70,11 @@ class Images:
             return Images(self.pixels, self.labels, self.scale, device)
         log.info("%d images (%.3f GB) are kept on %s", len(self), size / 1e9, device)
         return Images(self.pixels.to(device), self.labels.to(device), self.scale, device)
+
+
+def parts_of(order: Tensor, size: int) -> list[Tensor]:
+    """``order`` in parts of ``size``; an empty tensor would split into one empty part."""
+    return [part for part in order.split(size) if len(part)]
 
 
 def _ignore_sigterm(_: int) -> None:

@@ -26,7 +26,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def train(run: Run) -> None:
     """Train ``run`` in its folder, from its checkpoint if there is one, or do nothing if it is complete.
 
-    Writes ``checkpoint.pt`` as often as ``resources`` say, ``history.csv`` after each epoch and, at the end,
+    Writes ``checkpoint.pt`` every ``checkpoint_minutes``, ``history.csv`` after each epoch and, at the end,
     ``model.safetensors`` and last of all ``run.json``. On SIGTERM, SIGINT or SIGUSR1 it saves a checkpoint after the
     current step and raises Interrupted. Raises ConfigError for anything the user can mend.
     """
@@ -56,12 +56,13 @@ def begun(run: Run) -> Trainer:
 def take_epochs(trainer: Trainer, received: list[int], heart: Heart, shown: Board) -> None:
     """Take the epochs that are left, saving and showing what comes of them; raises Interrupted after a signal."""
     run, saved = trainer.run, time.monotonic()
-    path, every, made_of = run.folder / "checkpoint.pt", run.resources, folder.present(run, "train")
+    path, made_of = run.folder / "checkpoint.pt", folder.present(run, "train")
     while trainer.epoch < run.training.epochs:
         for _ in trainer.steps():
             tell(heart, trainer)
             shown.step()
-            if received or time.monotonic() - saved > 60 * every.checkpoint_minutes:
+            if received or time.monotonic() - saved > 60 * run.resources.checkpoint_minutes:
+                trainer.check_loss()
                 checkpoint.save_checkpoint(path, made_of, trainer.state_dict())
                 saved = time.monotonic()
             stop_if(received, trainer)
@@ -71,9 +72,8 @@ def take_epochs(trainer: Trainer, received: list[int], heart: Heart, shown: Boar
         if trainer.epoch in run.training.snapshot_epochs:
             snapshot = run.folder / run.training.snapshot(trainer.epoch)
             checkpoint.save_weights(snapshot, trainer.network.state_dict())
-        if received or trainer.epoch % every.checkpoint_epochs == 0 or trainer.epoch == run.training.epochs:
+        if received or trainer.epoch == run.training.epochs:
             checkpoint.save_checkpoint(path, made_of, trainer.state_dict())
-            saved = time.monotonic()
         stop_if(received, trainer)
 
 
@@ -118,6 +118,7 @@ def write_results(run: Run, trainer: Trainer) -> None:
         "validation": {"clean": chosen["validation_clean"], "robust": chosen["validation_robust"]},
         "seconds": sum(row["seconds"] for row in trainer.history),
         "device": device_name(trainer.device),
+        "precision": trainer.precision,
         "peak_memory_mb": trainer.memory,
         "config": run.model_dump(mode="json"),
     }

@@ -7,7 +7,8 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, cast
+from dataclasses import replace
+from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 import torch
@@ -20,20 +21,35 @@ from sat_core.augmentation import AUGMENTATIONS
 from sat_core.awp import adversarial_weights
 from sat_core.errors import Hopeless
 from sat_core.fields import at
+from sat_core.graphs import Graphs
 from sat_core.runs import optimiser
 from sat_core.runs.data import load
-from sat_core.runs.device import peak_memory, take_device
-from sat_core.runs.network import accuracies, fresh_model, measuring_attack, training_attack
+from sat_core.runs.device import best_precision, device_name, peak_memory, take_device
+from sat_core.runs.network import accuracies, fresh_model, is_small, measuring_attack, training_attack
 from sat_core.runs.trivial import as_good_as_a_constant
 from sat_core.study import Run
 
 log = logging.getLogger(__name__)
 
+CHECKED = 50
+"""Every so many steps it is asked whether the loss is finite."""
+
 
 class Trainer:
     """The state of one training, from the first epoch to the last."""
 
-    PLAIN = ("epoch", "step_count", "order", "sums", "seconds", "memory", "history", "best", "defense_state")
+    PLAIN = (
+        "epoch",
+        "step_count",
+        "order",
+        "sums",
+        "seconds",
+        "memory",
+        "history",
+        "best",
+        "defense_state",
+        "precision",
+    )
     MODULES = ("model", "optimizer", "scheduler")
 
     def __init__(self, run: Run, device: torch.device | None = None) -> None:
@@ -44,9 +60,13 @@ class Trainer:
         self.defense = defenses.build(run.base, run.options, run.training.epochs, run.defense_file)
         seed_everything(run.seed)
         self.model = fresh_model(run).to(self.device)
-        models.compute_in(run.training.precision, self.model)
+        asked = run.training.precision
+        self.compute_in(best_precision(self.device) if asked == "auto" else asked)
         if run.training.compile:
             models.compile_in_place(self.model, run.training.batch_size)
+        elif self.device.type == "cuda":
+            graphs = Graphs(run.training.batch_size, stopping=is_small(self.model))
+            self.attack = replace(self.attack, graphs=graphs)
         self.defense_state = self.defense.initial_state(len(self.train_images), self.device)
         config = run.training
         self.optimizer = optimiser.optimizer(config, self.model)
@@ -62,6 +82,12 @@ class Trainer:
         self.latest: tuple[Tensor, ...] = ()
         """Of the last step: x as it was attacked, x', y, and the loss."""
         self.best: dict[str, Any] = {"score": (-1.0,), "epoch": -1, "weights": {}, "raw": {}}
+
+    def compute_in(self, precision: Literal["float32", "bfloat16", "tf32"]) -> None:
+        """From now on train in this precision."""
+        self.precision = precision
+        models.compute_in(precision, self.model)
+        log.info("training in %s on %s", precision, device_name(self.device))
 
     def steps(self) -> Iterator[None]:
         """Take the optimiser steps that are left of this epoch, one by one; between two, all state is in self."""
@@ -80,6 +106,8 @@ class Trainer:
         for batch in batches:
             self.sums += self.step(*batch)
             self.step_count += 1
+            if self.step_count % CHECKED == 0:
+                self.check_loss()
             began, before = time.perf_counter(), began
             self.seconds += began - before
             yield
@@ -94,6 +122,7 @@ class Trainer:
     def finish_epoch(self) -> None:
         """After the last step: validate, keep the weights if they are the best, and add a row to the history."""
         began = time.perf_counter()
+        self.check_loss()
         self.average_weights("swa")
         if not all(bool(weights.isfinite().all()) for weights in self.model.parameters()):
             self.give_up("a weight is not finite")
@@ -139,8 +168,6 @@ class Trainer:
         self.optimizer.zero_grad()
         with self.moved_weights(lambda: self.defense.outer_loss(batch, found)):
             loss = self.defense.outer_loss(batch, found)
-            if not torch.isfinite(loss):
-                self.give_up(f"the loss is {loss.item()}")
             loss.backward()
         if self.run.training.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.run.training.clip)
@@ -186,22 +213,34 @@ class Trainer:
         learnt = float(clean > bound)
         return (learnt, robust, clean) if self.defense.selects_on == "robust" else (learnt, clean, robust)
 
+    def check_loss(self) -> None:
+        """Give up if the loss of any step of this epoch was not finite; for the answer a GPU has to be waited for."""
+        if not torch.isfinite(self.sums[0]):
+            self.give_up(f"the loss is {self.sums[0].item()}")
+
     def give_up(self, how: str) -> NoReturn:
         """Say that the training has come to nothing; in the place where it is raised, as no change of words counts."""
         raise Hopeless(
-            f"training diverged: {how} in {self.run.id.path}, epoch {self.epoch + 1}, step {self.step_count + 1}, at "
+            f"training diverged: {how} in {self.run.id.path}, epoch {self.epoch + 1}, by step {self.step_count}, at "
             f"learning rate {self.optimizer.param_groups[0]['lr']:g}, defense {self.run.defense}; the last checkpoint "
             "is kept; lower training.lr"
         )
 
     def validate(self) -> tuple[float, float]:
-        """Clean and robust accuracy, in [0, 1], on the validation images under the training PGD."""
-        return accuracies(self.network, self.validation_images, measuring_attack(self.run))
+        """Clean and robust accuracy, in [0, 1], on the validation images under the training PGD.
+
+        On a GPU as many at a time as fit beside a training, or fill it.
+        """
+        size = 250
+        if self.device.type == "cuda":
+            size = 2000 if is_small(self.model) else self.run.training.batch_size
+        return accuracies(self.network, self.validation_images, measuring_attack(self.run), size)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue, as tensors and plain values."""
         return {
             **{name: getattr(self, name) for name in self.PLAIN},
+            "precision": self.precision,
             **{name: getattr(self, name).state_dict() for name in self.MODULES},
             **({} if self.average is None else {"average": self.average.state_dict()}),
         }
@@ -212,6 +251,7 @@ class Trainer:
             setattr(self, name, state[name])
         for name in self.MODULES:
             getattr(self, name).load_state_dict(state[name])
+        self.compute_in(state["precision"])  # that with which it began, on whatever device
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # in another process: else torch warns
         if self.average is not None:
             self.average.load_state_dict(state["average"])

@@ -83,5 +83,5 @@ def test_options_that_make_no_sense_are_refused(options):
 def test_it_does_not_matter_how_long_a_stopped_sample_stays_in_the_batch(monkeypatch):
     batch, fat = make_batch(n=40), defense("fat", tau=1, rises=[], **QUIET)
     alone = perturbed(batch, fat)
-    monkeypatch.setitem(attacks.GRANULE, "cpu", 16)
+    monkeypatch.setitem(attacks.PARTS, "cpu", 2)
     assert same(alone, perturbed(batch, fat))

@@ -1,5 +1,7 @@
 """Hessian products and Lanczos against dense matrices and an independent library."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -99,3 +101,19 @@ def test_the_density_has_the_moments_of_the_hessian():
         image = torch.linalg.matrix_power(matrix, power)
         expected = np.mean([float(v @ image @ v / (v @ v)) for v in starts])
         assert weights @ nodes**power == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_spectrum_holds_one_basis_at_a_time(monkeypatch):
+    """A basis of WRN-34-10 is 7 GB at 40 steps."""
+    bases = []
+
+    def watched(*given):
+        assert all(basis() is None for basis in bases)
+        krylov = lanczos(*given)
+        bases.append(weakref.ref(krylov.basis))
+        return krylov
+
+    monkeypatch.setattr("sat_core.hessian.lanczos.lanczos", watched)
+    matrix = symmetric(torch.arange(30.0))
+    spectral_density(lambda v: matrix @ v, list(torch.randn(3, 30, dtype=torch.float64)), 7)
+    assert len(bases) == 3

@@ -23,7 +23,6 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_name(judged, caplog
     trainer = Trainer(run, torch.device("cpu"))
     trainer.epoch = 2
     forget(run, "train")
-    checkpoint.previous(run.folder / "checkpoint.pt").unlink()
     other = copy.deepcopy(folder.present(run, "train"))
     other["settings"]["training.lr"] = 0.1
     other["code"]["attacks"] = "another"

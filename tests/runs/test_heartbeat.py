@@ -97,7 +97,7 @@ def test_a_heartbeat_that_cannot_be_written_stops_nothing(judged):
 
 
 def test_history_grows_by_the_epoch_and_after_a_resume_is_that_of_an_uninterrupted_run(write_study, monkeypatch):
-    overrides = [*TINY["overrides"], {"set": {"training": {"epochs": 4}, "resources": {"checkpoint_epochs": 2}}}]
+    overrides = [*TINY["overrides"], {"set": {"training": {"epochs": 4}, "resources": {"checkpoint_minutes": 1e-9}}}]
     whole, run = (Study(write_study(TINY | {"overrides": overrides}, name)).run(PSAT) for name in ("whole", "tiny"))
     train(whole)
     expected, rows = results(whole), []

@@ -44,6 +44,7 @@ def train(run: str, environment: dict[str, str]) -> subprocess.Popen:
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
 def test_where_flock_is_refused_a_killed_training_is_taken_over_at_once(refusing, write_study, tiny_study, number):
     tiny_study["overrides"][0]["set"]["training"]["epochs"] = 200
+    tiny_study["overrides"][0]["set"]["resources"] = {"checkpoint_minutes": 0.001}
     write_study(tiny_study)
     environment = os.environ | {"LD_PRELOAD": str(refusing), "FLOCK_ERRNO": str(number)}
     first = train(MADRY, environment)

@@ -14,7 +14,7 @@ from sat_core.__main__ import main
 from sat_core.attacks import PGD
 from sat_core.errors import ConfigError, Hopeless, Interrupted
 from sat_core.runs import checkpoint, folder
-from sat_core.runs.device import take_device
+from sat_core.runs.device import has_kernels, take_device
 from sat_core.runs.images import Images
 from sat_core.runs.network import accuracies, predict
 from sat_core.runs.train import train
@@ -74,7 +74,7 @@ def test_minutes_between_checkpoints_count_within_an_epoch(write_study, monkeypa
     saved = []
     monkeypatch.setattr(checkpoint, "save_checkpoint", lambda path, made_of, state: saved.append(state["step_count"]))
     train(run)
-    assert saved == [*range(1, 22), 0, *range(1, 22), 0]
+    assert saved == [*range(1, 22), *range(1, 22), 0]
 
 
 def test_divergence_names_the_place_and_keeps_the_last_checkpoint(write_study):
@@ -83,7 +83,7 @@ def test_divergence_names_the_place_and_keeps_the_last_checkpoint(write_study):
     trainer = Trainer(run, torch.device("cpu"))
     checkpoint.save_checkpoint(run.folder / "checkpoint.pt", folder.present(run, "train"), trainer.state_dict())
     before = (run.folder / "checkpoint.pt").read_bytes()
-    with pytest.raises(ConfigError, match=r"diverged: .* epoch 1, step \d+, at learning rate 1e\+20, defense psat"):
+    with pytest.raises(ConfigError, match=r"diverged: .* epoch 1, by step 21, at learning rate 1e\+20, defense psat"):
         train(run)
     assert (run.folder / "checkpoint.pt").read_bytes() == before
 
@@ -95,6 +95,70 @@ def test_out_of_memory_is_one_sentence(tiny, monkeypatch, capsys):
     monkeypatch.setattr(Trainer, "step", hungry)
     assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 2
     assert "error: out of memory; lower training.batch_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+    ],
+)
+def test_a_library_of_the_gpu_without_memory_gets_that_sentence_and_no_second_try(tiny, monkeypatch, capsys, words):
+    def hungry(self, index, x, y):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(Trainer, "step", hungry)
+    for again in ("", "(found before"):
+        assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 2
+        said = capsys.readouterr().err
+        assert "out of memory; lower training.batch_size" in said and again in said
+
+
+@pytest.mark.parametrize(
+    "capability, built, runs",
+    [
+        ((9, 0), ["sm_75", "sm_80", "sm_90"], True),
+        ((8, 6), ["sm_75", "sm_80", "sm_90"], True),  # as 8.0 does
+        ((7, 0), ["sm_75", "sm_80", "sm_90"], False),  # V100 and CUDA 13
+        ((12, 0), ["sm_80", "sm_90"], False),
+        ((12, 0), ["sm_80", "compute_90"], True),
+        ((9, 0), ["sm_90a"], True),
+        ((9, 1), ["sm_80", "sm_90a"], False),
+        ((10, 3), ["sm_90", "sm_100", "sm_120"], True),
+    ],
+)
+def test_whether_torch_has_kernels_for_a_gpu(capability, built, runs):
+    assert has_kernels(capability, built) == runs
+
+
+def test_a_gpu_that_torch_has_no_kernels_for_or_that_fails_is_one_sentence(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
+    with pytest.raises(ConfigError, match=r"no kernels for this job's GPU, Tesla V100 \(sm_70\), only for sm_75, "):
+        take_device(tiny.run(PSAT))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    with pytest.raises(ConfigError, match=r"Tesla V100, fails at the first kernel: .*to go on without a GPU"):
+        take_device(tiny.run(PSAT))  # there is none in this machine
+
+
+def test_the_precision_of_auto_is_on_record_and_outlives_a_change_of_device(write_study, monkeypatch):
+    overrides = [*TINY["overrides"], {"set": {"training": {"precision": "auto"}}}]
+    run = Study(write_study(TINY | {"overrides": overrides})).run(PSAT)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr("sat_core.runs.trainer.best_precision", lambda device: "bfloat16")
+        stop_after(patch, 3)
+        train(run)
+    monkeypatch.setattr("sat_core.runs.trainer.best_precision", lambda device: "float32")
+    train(run)
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["precision"] == "bfloat16" and record["made_of"]["settings"]["training.precision"] == "auto"
+    assert not folder.differences(run, "train", record["made_of"])
 
 
 def test_a_gpu_is_used_if_wanted_and_one_that_torch_cannot_use_is_told(write_study, tmp_path, monkeypatch):

@@ -23,7 +23,8 @@ def training(cluster, project):
             "training": {"epochs": EPOCHS, "milestones": [EPOCHS - 1]},
             "attack": {"steps": steps},
             "evaluation": {"images": 2},
-            "resources": {"runs_per_gpu": 1, "mem_mb": 2000, "train_minutes": 30} | resources,
+            "resources": {"runs_per_gpu": 1, "mem_mb": 2000, "train_minutes": 30, "checkpoint_minutes": 0.001}
+            | resources,
         }
         table = {"dataset": "digits", "models": ["cnn"], "defenses": ["madry"], "epsilons": [0.3]}
         here = project({"tables": {"digits": table}, "overrides": [{"set": settings}]})

@@ -18,7 +18,10 @@ from sat_core.study import Study
 @pytest.mark.slow
 def test_snakemake_killed_outright_recovers_as_documented(tmp_path, monkeypatch):
     study = TINY | {"tables": {"digits": TINY["tables"]["digits"] | {"defenses": ["psat"]}}}
-    study["overrides"] = [*TINY["overrides"], {"set": {"training": {"epochs": 20, "milestones": []}}}]
+    study["overrides"] = [
+        *TINY["overrides"],
+        {"set": {"training": {"epochs": 20, "milestones": []}, "resources": {"checkpoint_minutes": 0.001}}},
+    ]
     project = Project(tmp_path / "project", study)
     run = project.results / "runs" / PSAT
     started = project.start()

@@ -25,5 +25,6 @@ class Resources(Frozen):
     runs_per_gpu: Literal[1, 2, 4, 8] = Field(1, description="so many runs, trained and judged, share one allocation")
     train_minutes: Count = Field(60, description="time limit; a second attempt gets twice this")
     evaluate_minutes: Count = Field(60, description="of AutoAttack, of a shard of it, of curvature, of a landscape")
-    checkpoint_epochs: Count = Field(1, description="a checkpoint after every so many epochs")
-    checkpoint_minutes: Positive = Field(10.0, description="and within an epoch after so many minutes")
+    checkpoint_minutes: Positive = Field(
+        5.0, description="a checkpoint every so many minutes of training, besides those at its end and at signals"
+    )

@@ -40,8 +40,10 @@ class Training(Frozen):
     average_from: When = Field(0, description="the epoch from which on weights are averaged")
     awp: AWP | None = Field(None, description="adversarial weight perturbation, with any defense: {gamma, warm_up}")
     augmentation: list[Literal["crop", "flip", "affine", "brightness", "resized_crop"]] = []
-    precision: Literal["float32", "bfloat16", "tf32"] = Field(
-        "float32", description="of the layers in training and its attacks; evaluation is always in float32"
+    precision: Literal["float32", "bfloat16", "tf32", "auto"] = Field(
+        "float32",
+        description="of the layers in training and its attacks; evaluation is always in float32. `auto`: bfloat16 on a "
+        "device that has it, else float32; `run.json` says which",
     )
     compile: bool = Field(False, description="torch.compile the network in training; with CUDA graphs on GPUs")
     select: Literal["best", "last"] = Field("best", description="the epoch to evaluate; best: by validation")

@@ -1,0 +1,157 @@
+"""Work on tensors, recorded once as a CUDA graph on buffers that stay, then replayed for every call of its kind.
+
+A small network's PGD step is some fifty kernels, each of which a GPU finishes before the processor has launched the
+next; a graph launches them at once. What is recorded is a ``functools.partial`` of a function that changes some of
+its tensors in place. Its tensors are copied into the buffers, whatever else it holds is baked in and therefore part of
+its kind; so are a network's weights, by their place in memory: an optimiser that changes them there may come between.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[], None]
+KEPT = 4
+"""So many graphs are kept, the latest: each holds the memory that its work takes."""
+
+
+def cuda_graph(work: Work) -> Work:
+    """Do ``work``, and return what does it again: its CUDA graph. Raises RuntimeError where it waits for the GPU.
+
+    That is found out beforehand, as a capture that fails would leave the generator of random numbers unusable. Other
+    threads (one that pins memory) may call CUDA meanwhile.
+    """
+    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+    before = torch.cuda.get_sync_debug_mode()
+    aside.wait_stream(here)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(aside):
+            work()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+        here.wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+        work()
+    return graph.replay
+
+
+class Graphs:
+    """Graphs of a training's attack steps, for whole batches of ``size`` images; others are attacked as written.
+
+    ``stopping``: also of attacks that stop samples. In a graph these stay in the batch, which for a network that leaves
+    most of a GPU idle costs nothing, and the processor asks every eighth step whether any still moves. ``capture``:
+    (work) -> what does it again, having done it.
+    """
+
+    def __init__(self, size: int, stopping: bool = True, capture: Callable[[Work], Work] = cuda_graph) -> None:
+        self.size, self.stopping, self.capture = size, stopping, capture
+        self.found: dict[Hashable, Graph | None] = {}
+
+    def fit(self, size: int, loss: object, rule: object | None) -> bool:
+        """Whether an attack on so many images with this loss and rule is to be a graph."""
+        return size == self.size and is_open(loss) and (rule is None or (self.stopping and is_open(rule)))
+
+    def begin(self, call: partial[None]) -> Graph | None:
+        """Do ``call``, once, by its graph; None, and nothing changed, if it cannot be one."""
+        tensors: list[Tensor] = []
+        kind = split(call, tensors)
+        if not is_hashable(kind):
+            return None
+        if kind in self.found:
+            if graph := self.found[kind]:
+                graph.load(tensors)
+                graph.replay()
+            return graph
+        try:
+            graph = Graph(call, tensors, self.capture)
+        except RuntimeError as error:
+            if "synchroniz" not in str(error):
+                raise
+            log.warning("attacked without a CUDA graph, since a step of it waits for the GPU: %s", error)
+            graph = None
+        self.found[kind] = graph
+        while len(self.found) > KEPT:
+            del self.found[next(iter(self.found))]
+        return graph
+
+
+class Graph:
+    """One call on buffers of its own, done once; ``replay`` does it again."""
+
+    def __init__(self, call: partial[None], tensors: list[Tensor], capture: Callable[[Work], Work]) -> None:
+        self.buffers = [tensor.detach().clone() for tensor in tensors]
+        self.call = put(call, iter(self.buffers))
+        before = [buffer._version for buffer in self.buffers]
+        self.replay = capture(self.call)
+        self.changed = [i for i, buffer in enumerate(self.buffers) if buffer._version != before[i]]
+
+    def load(self, tensors: list[Tensor]) -> None:
+        """Take the values of these tensors."""
+        for buffer, tensor in zip(self.buffers, tensors, strict=True):
+            buffer.copy_(tensor)
+
+    def unload(self, call: partial[None]) -> None:
+        """Give the tensors of ``call`` the values that doing it has changed."""
+        tensors: list[Tensor] = []
+        split(call, tensors)
+        for i in self.changed:
+            tensors[i].copy_(self.buffers[i])
+
+
+def is_open(function: object) -> bool:
+    """Whether all the tensors that a function works on can be seen: it is a partial of one that closes over nothing."""
+    return isinstance(function, partial) and not getattr(function.func, "__closure__", None)
+
+
+def is_hashable(kind: Hashable) -> bool:
+    """Whether one kind of call can be told from another by it."""
+    try:
+        hash(kind)
+    except TypeError:
+        return False
+    return True
+
+
+def split(value: Any, tensors: list[Tensor]) -> Hashable:
+    """Append the tensors in ``value`` (in partials, dataclasses, dicts) to the list; returns what else there is."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return value.shape, value.dtype, value.device
+    if isinstance(value, nn.Module):
+        return value, tuple(tensor.data_ptr() for tensor in (*value.parameters(), *value.buffers()))
+    if isinstance(value, partial):
+        return split(value.func, tensors), split(value.keywords, tensors), *(split(v, tensors) for v in value.args)
+    if isinstance(value, (list, tuple)):
+        return type(value), *(split(v, tensors) for v in value)
+    if isinstance(value, dict):
+        return tuple((key, split(v, tensors)) for key, v in value.items())
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value), *(split(getattr(value, field.name), tensors) for field in fields(value))
+    return value
+
+
+def put(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """``value`` with these in the place of its own tensors, in the order of :func:`split`."""
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if isinstance(value, partial):
+        function, keywords = put(value.func, tensors), put(value.keywords, tensors)
+        return partial(function, *(put(v, tensors) for v in value.args), **keywords)
+    if isinstance(value, (list, tuple)):
+        return type(value)(put(v, tensors) for v in value)
+    if isinstance(value, dict):
+        return {key: put(v, tensors) for key, v in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: put(getattr(value, field.name), tensors) for field in fields(value)})
+    return value
