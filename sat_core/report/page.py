@@ -45,7 +45,9 @@ class Entry:
         if self.problems:
             return "✗ " + ", ".join(problem.partition(":")[0] for problem in self.problems)
         state = "† trivial" if self.result["trivial"] else "✓ complete"
-        return f"{state}, accepted under other code" if self.accepted else state
+        more = {"external": self.run.external, "AutoAttack warns": self.result["flags"]}
+        more |= {"accepted under other code": self.accepted}
+        return ", ".join([state, *(word for word, holds in more.items() if holds)])
 
 
 def write_report(study: Study) -> list[str]:

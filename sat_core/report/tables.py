@@ -35,7 +35,10 @@ def accuracy_cells(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
     """The csv behind the accuracies: one row a cell and accuracy, in %, with what has been published about it."""
     cells = summarise(table, rows, list(AFTER)).rename(columns={"measure": "accuracy"})
     shared = rows.groupby(ADDRESS[:3], as_index=False).agg(
-        trivial_seeds=("trivial", "sum"), test_images=("n", "first"), stale_seeds=("stale", lambda of: of.ne("").sum())
+        trivial_seeds=("trivial", "sum"),
+        test_images=("n", "first"),
+        stale_seeds=("stale", lambda of: of.ne("").sum()),
+        external=("external", "first"),
     )
     cells = cells.merge(shared, "left", ADDRESS[:3])
     for column in ("trivial_seeds", "stale_seeds", "test_images"):
@@ -73,7 +76,8 @@ def sheets(study: Study, name: str) -> dict[str, Sheet]:
         attacks_sheet(table, data, rows),
         cost_sheet(table, costs(study, table)),
     )
-    named = [replace(sheet, cells=sheet.cells.rename(index=study.file.names)) for sheet in made]
+    names = {defense: study.display(defense) for defense in table.defenses}
+    named = [replace(sheet, cells=sheet.cells.rename(index=names)) for sheet in made]
     return {f"{name}{part}": sheet for part, sheet in zip(PARTS, named, strict=True)}
 
 
@@ -86,7 +90,7 @@ def main_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
     shown = data["mean"].round(2).where(data["trivial_seeds"].eq(0).fillna(False).astype(bool))
     best = shown.eq(shown.groupby([data["model"], data["epsilon"], data["accuracy"]]).transform("max"))
     columns = pd.MultiIndex.from_product([[f"ε = {e}" for e in table.epsilons], ["Clean", "Robust"]])
-    cells = frame(pd.MultiIndex.from_product([table.models, table.defenses]), columns)
+    cells = frame(pd.MultiIndex.from_tuples(table.rows), columns)
     for cell, is_best in zip(data.itertuples(), best, strict=True):
         below = {"95 %": f"[{cell.low:.1f}, {cell.high:.1f}]"} if cell.seeds else {}
         if not math.isnan(cell.last):
@@ -95,8 +99,9 @@ def main_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
             below["seeds"] = str(cell.seeds)
         content = number(cell, "{:.2f}", below | beside(cell), bool(is_best))
         cells.at[(cell.model, cell.defense), (f"ε = {cell.epsilon}", cell.accuracy.title())] = content
-    if 1 < len(table.models) <= MOST_COLUMNS / len(columns):
-        cells = pd.concat({model: cells.loc[model] for model in table.models}, axis=1)
+    has_holes = len(table.rows) < len(table.networks) * len(table.defenses)
+    if 1 < len(table.networks) <= MOST_COLUMNS / len(columns) and not has_holes:
+        cells = pd.concat({model: cells.loc[model] for model in table.networks}, axis=1)
     else:
         cells = without_one_model(table, cells)
     origin = "the test images" if len(table.seeds) == 1 else "test images and seeds"
@@ -107,6 +112,7 @@ def main_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
         missing(table, rows),
         standing(rows),
         doubts(rows),
+        externals(rows),
         sources(data),
     ]
     return Sheet(cells, " ".join(filter(None, note)), data)
@@ -154,7 +160,7 @@ def cost_sheet(table: Table, rows: pd.DataFrame) -> Sheet:
     note = [
         f"{table.caption} Cost of training on {devices(rows)}; {over_seeds(table)}.",
         "Epoch: validation included. PGD steps a sample, over the whole training, and the share of the attack's steps",
-        "that stopping samples early has saved; n/a: no attack. Memory: the process's peak.",
+        "that stopping samples early has saved; n/a: no attack, or not trained here. Memory: the process's peak.",
         missing(table, rows),
     ]
     return Sheet(without_one_model(table, cells), " ".join(filter(None, note)).strip(), data)
@@ -168,12 +174,14 @@ def frame(index: pd.Index, columns: pd.Index) -> pd.DataFrame:
 def long_index(table: Table) -> pd.MultiIndex:
     """Rows of the tables in which epsilons, too, are below each other."""
     epsilons = [f"ε = {epsilon}" for epsilon in table.epsilons]
-    return pd.MultiIndex.from_product([table.models, epsilons, table.defenses])
+    every = [(model, defense, e) for e in epsilons for model, defense in table.rows]
+    place = {model: i for i, model in enumerate(table.networks)}
+    return pd.MultiIndex.from_tuples([(m, e, d) for m, d, e in sorted(every, key=lambda row: place[row[0]])])
 
 
 def without_one_model(table: Table, cells: pd.DataFrame) -> pd.DataFrame:
     """A model that all rows share is named in the note."""
-    return cells.droplevel(0) if len(table.models) == 1 else cells
+    return cells.droplevel(0) if len(table.networks) == 1 else cells
 
 
 def number(cell: Any, form: str, below: dict[str, str] | None = None, best: bool = False) -> Cell:
@@ -196,7 +204,7 @@ def beside(cell: Any) -> dict[str, str]:
 def about(table: Table, rows: pd.DataFrame, how: str) -> str:
     """What was measured."""
     images = "/".join(str(n) for n in sorted(set(rows["n"]))) or "no"
-    models = f"model{'s' * (len(table.models) > 1)} {', '.join(table.models)}"
+    models = f"model{'s' * (len(table.networks) > 1)} {', '.join(table.networks)}"
     return f"{table.caption} Accuracy in % on {images} test images of {table.dataset}, {models}. {how}".strip()
 
 
@@ -229,6 +237,13 @@ def doubts(rows: pd.DataFrame) -> str:
     flagged = rows[rows["flags"].ne("")]
     told = [f"{a.defense}, ε = {a.epsilon}, seed {a.seed} ({a.flags})" for a in flagged.itertuples()]
     return f"AutoAttack warns that it may be too kind to: {'; '.join(told)}." if told else ""
+
+
+def externals(rows: pd.DataFrame) -> str:
+    """Which rows were not trained here, and where their weights are from; or nothing."""
+    found = rows[rows["external"].ne("")].drop_duplicates("defense")
+    told = [f"{a.defense} ({a.external})" for a in found.itertuples()]
+    return f"External: not trained here, judged as they are: {'; '.join(told)}." if told else ""
 
 
 def sources(data: pd.DataFrame) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from sat_core.errors import Interrupted
 from sat_core.runs import checkpoint, folder
 from sat_core.runs.device import device_name
+from sat_core.runs.external import bring_in
 from sat_core.runs.files import checksum, sole_writer
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Run
@@ -33,6 +34,8 @@ def train(run: Run) -> None:
         if folder.finished(run, "train"):
             log.info("%s is complete: nothing to do", run.folder)
             return
+        if run.external is not None:
+            return bring_in(run, run.external)
         trainer = Trainer(run)
         made_of = folder.present(run, "train")
         if (state := checkpoint.load_checkpoint(path, partial(folder.differences, run, "train"))) is not None:

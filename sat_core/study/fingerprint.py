@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_core import __version__
+from sat_core.study.external import ROBUSTBENCH
 from sat_core.study.run import Run
 
 PACKAGE = Path(__file__).parent.parent
@@ -36,6 +37,10 @@ COMPUTES_NOTHING = {"errors", "fields", "runs.files", "runs.folder", "runs.check
 
 def made_of(run: Run, stage: str) -> dict[str, dict[str, Any]]:
     """What the result of a stage is made of now, as JSON: ``settings`` by dotted name, ``code`` by module."""
+    if stage == "train" and run.external is not None:
+        data = run.data.model_dump(mode="json", include={"image", "classes"})
+        settings = dict(_flat({"external": run.external.settings(), "data": data}))
+        return {"settings": settings, "code": code("runs.external", own_code(run)[1])}
     settings = dict(_flat(run.model_dump(mode="json", include=set(STAGES[stage]))))
     settings.pop(CHANGES_NOTHING.get(stage, ""), None)
     if stage == "train":
@@ -48,6 +53,8 @@ def made_of(run: Run, stage: str) -> dict[str, dict[str, Any]]:
 def own_code(run: Run) -> tuple[str, str]:
     """Where a run's own defense and network are: a module of this package, or a plugin's file."""
     network = run.model_file or f"models.{run.model.replace('-', '_')}"
+    if network == ROBUSTBENCH:
+        network = "models._robustbench"
     return run.defense_file or f"defenses.{run.base}", network
 
 

@@ -24,8 +24,9 @@ def curvature(study: Study, name: str) -> Figure:
     rows = measured(study, table)
     looks = appearance(study, table)
     snapshots, selected = rows[~rows["selected"]], rows[rows["selected"]]
-    over_epochs = [block for block in blocks(table) if len(in_block(snapshots, *block))]
-    figure, axes = panels(2, len(over_epochs) + len(table.models), 4.6, sharex="col", sharey="row")
+    over_epochs = [block for block in blocks(table.curvature_ids) if len(in_block(snapshots, *block))]
+    models = list(dict.fromkeys(id.model for id in table.curvature_ids))
+    figure, axes = panels(2, len(over_epochs) + len(models), 4.6, sharex="col", sharey="row")
     for row, (key, label) in enumerate(
         (("lambda_max", "$\\lambda_\\mathrm{max}$ of the Hessian"), ("adversarial", ACCURACY))
     ):
@@ -35,7 +36,7 @@ def curvature(study: Study, name: str) -> Figure:
                 draw_points(
                     axis, run["epoch"], run[key], run["trivial"], *looks[defense], study.display(defense), line=True
                 )
-        for axis, model in zip(axes[row, len(over_epochs) :], table.models, strict=True):
+        for axis, model in zip(axes[row, len(over_epochs) :], models, strict=True):
             for defense, runs in selected[selected["model"] == model].groupby("defense", sort=False):
                 values = runs["epsilon"].map(lambda text: Epsilon.parse(text).value)
                 draw_points(axis, values, runs[key], runs["trivial"], *looks[defense], study.display(defense))
@@ -44,8 +45,8 @@ def curvature(study: Study, name: str) -> Figure:
     for (top, bottom), block in zip(axes.T, over_epochs, strict=False):
         top.set_title("training, " + heading(table, *block, "\n"))
         bottom.set_xlabel("epoch")
-    for (top, bottom), model in zip(axes.T[len(over_epochs) :], table.models, strict=True):
-        top.set_title("selected weights" + (f"\n{model}" if len(table.models) > 1 else ""))
+    for (top, bottom), model in zip(axes.T[len(over_epochs) :], models, strict=True):
+        top.set_title("selected weights" + (f"\n{model}" if len(models) > 1 else ""))
         bottom.set_xlabel("$\\epsilon$ (pixel units)")
         bottom.set_xticks([e.value for e in table.epsilons], [e.text for e in table.epsilons])
         bottom.margins(x=0.15)
@@ -70,10 +71,9 @@ def spectrum(study: Study, name: str) -> Figure:
     """The density of the Hessian's eigenvalues for the first seed of each cell, smoothed by a Gaussian kernel."""
     table = study.file.tables[name]
     looks = appearance(study, table)
-    groups = blocks(table)
+    groups = blocks(table.curvature_ids)
     figure, axes = panels(1, len(groups), 3, sharex=True, sharey=True)
-    first_seed = [id for id in table.curvature_ids if id.seed == table.seeds[0]]
-    measurements = existing(study, first_seed, "curvature")
+    measurements = existing(study, table.first(table.curvature_ids), "curvature")
     found = [(id, content["spectrum"]) for id, content in measurements.items() if content["spectrum"]["nodes"]]
     nodes = np.concatenate([spectrum["nodes"] for _, spectrum in found] or [[0, 1]])
     kernel = max(np.ptp(nodes), 1e-12) / 100

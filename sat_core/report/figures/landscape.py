@@ -26,7 +26,7 @@ def landscape(study: Study, name: str, plane: str) -> Figure:
     corners may be thousands of times higher. Each panel says what the network is worth; a trivial one is red.
     """
     table = study.file.tables[name]
-    groups = blocks(table)
+    groups = blocks(table.landscape_ids)
     figure = plt.figure(figsize=(WIDTH, (1.3 + 7 / max(len(table.landscapes), 2)) * len(groups)))
     for part, (model, epsilon) in zip(figure.subfigures(len(groups), squeeze=False)[:, 0], groups, strict=True):
         ids = [id for id in table.landscape_ids if (id.model, id.epsilon) == (model, epsilon)]

@@ -39,7 +39,7 @@ def training_curves(study: Study, name: str) -> Figure:
     table = study.file.tables[name]
     rows = histories(study, table)
     looks = appearance(study, table)
-    groups = blocks(table)
+    groups = blocks([id for id in table.run_ids if id.defense not in study.externals] or table.run_ids)
     figure, axes = panels(len(DYNAMICS), len(groups), 8.2, sharex=True, sharey="row")
     for column, (model, epsilon) in enumerate(groups):
         axes[0, column].set_title(heading(table, model, epsilon, "\n"))
@@ -70,7 +70,7 @@ def tradeoff(study: Study, name: str) -> Figure:
     table = study.file.tables[name]
     rows = results(study, table)
     looks = appearance(study, table)
-    groups = blocks(table)
+    groups = blocks(table.run_ids)
     figure, axes = panels(1, len(groups), 3.4, sharex=True, sharey=True)
     for axis, (model, epsilon) in zip(axes[0], groups, strict=True):
         axis.set_title(heading(table, model, epsilon, "\n"))
@@ -92,19 +92,19 @@ def examples(study: Study, name: str) -> Figure:
     A column a defense; two rows an image: the perturbed image under the predictions, and the perturbation.
     """
     table = study.file.tables[name]
-    groups = blocks(table)
-    runs = [id for id in table.run_ids if id.seed == table.seeds[0]]
+    groups = blocks(table.run_ids)
+    runs = table.first(table.run_ids)
     files = existing(study, runs, "evaluate", "examples.npz")
     count = max((len(file["label"]) for file in files.values()), default=1)
     figure = plt.figure(figsize=(WIDTH, (0.4 + 1.8 * count) * len(groups)))
     for part, group in zip(figure.subfigures(len(groups), squeeze=False)[:, 0], groups, strict=True):
         part.suptitle(heading(table, *group), fontsize=10)
-        axes = part.subplots(2 * count, 1 + len(table.defenses), squeeze=False)
+        ids = [id for id in runs if (id.model, id.epsilon) == group]
+        axes = part.subplots(2 * count, 1 + len(ids), squeeze=False)
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[], frame_on=False)
             axis.spines[:].set(visible=True, color="0.6", linewidth=0.5)
         axes[0, 0].set_title("clean", fontsize=8)
-        ids = [id for id in runs if (id.model, id.epsilon) == group]
         for column, id in enumerate(ids, start=1):
             axes[0, column].set_title(study.display(id.defense), fontsize=8)
             if id in files:
