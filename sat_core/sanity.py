@@ -36,7 +36,7 @@ def doubts(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
     logits, still = logits.detach(), int((gradient.flatten(1) == 0).all(dim=1).sum())
     right, most = int((logits.argmax(dim=1) == y).sum()), int(y.bincount().max())
     apart = float((F.normalize(logits, dim=1) - F.normalize(again, dim=1)).norm(dim=1).max())
-    probable = bool(((logits >= 0).all() and (logits.sum(dim=1) - 1).abs().max() < 1e-4))
+    probable = bool((logits >= 0).all() and (logits.sum(dim=1) - 1).abs().max() < 1e-4)
     found = {
         f"images lie in [{x.min():.3g}, {x.max():.3g}], not in [0, 1]": x.min() < 0 or x.max() > 1,
         "its outputs are not finite": not logits.isfinite().all(),

@@ -98,7 +98,9 @@ def _prefix(path: Path, weights: Mapping[str, Tensor], needed: list[str], given:
 def _load(path: Path, model: nn.Module, found: dict[str, Tensor]) -> None:
     state = model.state_dict()
     try:
-        model.load_state_dict(state | {key: tensor.reshape(_shape(key, tensor, state)) for key, tensor in found.items()})
+        model.load_state_dict(
+            state | {key: tensor.reshape(_shape(key, tensor, state)) for key, tensor in found.items()}
+        )
     except RuntimeError as error:
         raise ConfigError(f"{path} does not fit the network: {' '.join(str(error).split())}") from None
 

@@ -32,7 +32,9 @@ class External(Frozen):
     @pydantic.model_validator(mode="after")
     def _is_whole(self) -> External:
         if not pydantic.TypeAdapter(Name).validator.isinstance_python(self.network):
-            raise ValueError(f"model '{self.model}' is not FILE.py:FUNCTION, the name of a network, or robustbench:NAME")
+            raise ValueError(
+                f"model '{self.model}' is not FILE.py:FUNCTION, the name of a network, or robustbench:NAME"
+            )
         if not self.weights.endswith(SUFFIXES):
             raise ValueError(f"weights '{self.weights}' is not a file of type {', '.join(SUFFIXES)}")
         if (self.mean is None) != (self.std is None):
