@@ -53,8 +53,7 @@ class Entry:
 
 
 def write_report(study: Study) -> list[str]:
-    """Write ``report.html``, after any table or figure that is missing or out of date, and the model cards; returns what
-    is damaged.
+    """Write ``report.html``, after any table, figure or model card that is out of date; returns what is damaged.
 
     Whatever a table, a figure or a run lacks is said in its place. The same results give the same bytes.
     """

@@ -157,10 +157,11 @@ def cost_sheet(table: Table, rows: pd.DataFrame) -> Sheet:
         title, form = COST[cell.measure]
         content = Cell("n/a") if math.isnan(cell.mean) else number(cell, form)
         cells.at[(cell.model, f"ε = {cell.epsilon}", cell.defense), title] = content
+    no_cost = "no attack, or not trained here" if table.has_externals else "no attack"
     note = [
         f"{table.caption} Cost of training on {devices(rows)}; {over_seeds(table)}.",
         "Epoch: validation included. PGD steps a sample, over the whole training, and the share of the attack's steps",
-        "that stopping samples early has saved; n/a: no attack, or not trained here. Memory: the process's peak.",
+        f"that stopping samples early has saved; n/a: {no_cost}. Memory: the process's peak.",
         missing(table, rows),
     ]
     return Sheet(without_one_model(table, cells), " ".join(filter(None, note)).strip(), data)

@@ -63,8 +63,8 @@ def fit(path: Path, model: Normalized, name: str, prefix: str | None = None) -> 
     lacking = next(key for key in needed if (prefix or "") + key.removeprefix("network.") not in weights)
     held = ", ".join(list(weights)[:3]) or "nothing"
     raise ConfigError(
-        f"{path} does not fit the network {name}: it lacks {lacking.removeprefix('network.')}, and holds {held}, ..; if "
-        "its names begin with something else, say so by `prefix`"
+        f"{path} does not fit the network {name}: it lacks {lacking.removeprefix('network.')}, and holds {held}, ..; "
+        "where its names begin with something else, say so by `prefix`"
     )
 
 
@@ -79,8 +79,8 @@ def _needed(model: Normalized) -> list[str]:
 def _namings(model: Normalized, name: str) -> Iterator[dict[str, str]]:
     """What the weights may be called in a file: key of the state -> name."""
     keys = list(model.state_dict())
+    yield {key: key for key in keys}  # first: the second would fit such files too, and forget their mean and std
     yield {key: key.removeprefix("network.") for key in keys if key.startswith("network.")}
-    yield {key: key for key in keys}
     if name in OURS:
         yield {key: their_name(name, key) for key in keys}
 

@@ -110,6 +110,11 @@ class Table(Frozen):
         """Model and defense of each row."""
         return list(dict.fromkeys((id.model, id.defense) for id in self.run_ids))
 
+    @property
+    def has_externals(self) -> bool:
+        """Whether some of its rows were not trained here."""
+        return bool(self._external)
+
     def first(self, ids: list[RunId]) -> list[RunId]:
         """Those of the first seed. Externals have but one, 0."""
         return [id for id in ids if id.seed == self.seeds[0] or id.defense in self._external]

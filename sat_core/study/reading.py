@@ -41,7 +41,8 @@ def read_yaml(path: Path) -> Any:
 def extended(content: Any, path: Path, seen: tuple[Path, ...] = ()) -> Any:
     """A study's content on top of that of the study which it ``extends``; raises ConfigError where that is a circle.
 
-    Lists are appended to, mappings merged, anything else is replaced. Plugins and externals keep being seen from their own file.
+    Lists are appended to, mappings merged, anything else is replaced. Plugins and externals keep being seen
+    from their own file.
     """
     if not isinstance(content, Mapping) or not isinstance(content.get("extends"), str):
         return content
