@@ -56,15 +56,15 @@ def builder(name: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
     """What makes a network of RobustBench's model zoo (L_inf), with fresh weights; raises ConfigError."""
 
     def build(image: tuple[int, int, int], classes: int) -> nn.Module:
-        zoo = _zoo().get(DATASETS.get(classes, ""), {})
-        if name not in zoo:
-            raise ConfigError(unknown("network of RobustBench", name, zoo))
-        return zoo[name]["model"]()
+        there = zoo().get(DATASETS.get(classes, ""), {})
+        if name not in there:
+            raise ConfigError(unknown("network of RobustBench", name, there))
+        return there[name]["model"]()
 
     return build
 
 
-def _zoo() -> dict[str, dict]:
+def zoo() -> dict[str, dict]:
     """Dataset -> name -> what RobustBench knows of it.
 
     Its release asks for the package pyautoattack and imports that under the name it had before, autoattack.

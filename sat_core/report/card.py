@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 from sat_core.report.numbers import AFTER, evaluated, interval
@@ -64,7 +65,8 @@ def loading(run: Run) -> str:
     """A few lines of Python that load it."""
     about = run.network
     given = [json.dumps(about["name"]), *(f"{key}={about[key]}" for key in ("image", "classes", "mean", "std"))]
-    given += [f"file={json.dumps(about['file'])}"] if about["file"] else []
+    file = Path(about["file"] or "").name
+    given += [f"file={json.dumps(file)}"] if file else []
     arguments = ",\n    ".join(given)
     return (
         "```python\nfrom safetensors.torch import load_file\nfrom sat_core import models\n\n"
@@ -79,7 +81,8 @@ def origin(run: Run, record: dict[str, Any]) -> str:
     about, software = record.get("external"), record["environment"]
     lines = [f"`{folder.WEIGHTS}`, SHA-256 `{record['files'][folder.WEIGHTS]}`"]
     if about:
-        lines += [f"brought in from `{about['file']}`, SHA-256 `{about['weights']}`, as the network `{about['model']}`"]
+        file, model = Path(about["file"]).name, Path(about["model"]).name
+        lines += [f"brought in from `{file}`, SHA-256 `{about['weights']}`, as the network `{model}`"]
         lines += about["doubts"]
     else:
         lines += [f"epoch {record['best_epoch'] + 1} of {run.training.epochs}, {record['seconds']:.0f} s"]
