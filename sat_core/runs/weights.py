@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ def read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         return dict(_flat(torch.load(path, map_location="cpu", weights_only=True)))
     except Exception as error:  # whatever a stranger's file may provoke
-        if "Unsupported" in str(error):  # what torch says of anything but tensors and plain values
+        if isinstance(error, pickle.UnpicklingError):
             raise ConfigError(
-                f"{path} holds more than tensors and plain values, and loading that could execute code: where you "
-                "trust it, save its state_dict() alone, and take that file"
+                f"{path} holds more than tensors and plain values, which could execute code, or is damaged: where you "
+                "trust it, load it yourself, save its state_dict() alone, and take that file"
             ) from None
         raise ConfigError(f"{path} cannot be read as weights: {type(error).__name__}") from None
 

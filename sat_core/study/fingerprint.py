@@ -40,7 +40,7 @@ def made_of(run: Run, stage: str) -> dict[str, dict[str, Any]]:
     if stage == "train" and run.external is not None:
         data = run.data.model_dump(mode="json", include={"image", "classes"})
         settings = dict(_flat({"external": run.external.settings(), "data": data}))
-        return {"settings": settings, "code": code("runs.external", own_code(run)[1])}
+        return {"settings": settings, "code": code(*own_code(run))}
     settings = dict(_flat(run.model_dump(mode="json", include=set(STAGES[stage]))))
     settings.pop(CHANGES_NOTHING.get(stage, ""), None)
     if stage == "train":
@@ -51,11 +51,11 @@ def made_of(run: Run, stage: str) -> dict[str, dict[str, Any]]:
 
 
 def own_code(run: Run) -> tuple[str, str]:
-    """Where a run's own defense and network are: a module of this package, or a plugin's file."""
+    """Where a run's own defense and network are: a module of this package, or a file of someone's own."""
     network = run.model_file or f"models.{run.model.replace('-', '_')}"
     if network == ROBUSTBENCH:
         network = "models._robustbench"
-    return run.defense_file or f"defenses.{run.base}", network
+    return "runs.external" if run.external else run.defense_file or f"defenses.{run.base}", network
 
 
 def changes(recorded: dict[str, dict[str, Any]], run: Run, stage: str) -> list[str]:

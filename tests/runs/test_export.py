@@ -98,7 +98,24 @@ def test_robustbench_own_code_gives_the_same_logits(exported, model):
         ours = trained_model(run, CPU)[0](x)
         apart = float((theirs(x) - ours).abs().max())
     print(f"{model}: logits of size {float(ours.abs().max()):.3g} differ by {apart:.2g}")
-    assert apart < 1e-5
+    assert apart < 1e-5 * float(ours.abs().max())
+
+
+def test_a_network_of_robustbench_comes_in_by_its_name(write_study):
+    try:
+        theirs = _robustbench.zoo()["cifar10"]["Wong2020Fast"]["model"]().eval()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    state = {f"module.{key}": tensor for key, tensor in theirs.state_dict().items() if key not in ("mu", "sigma")}
+    path = write_study().with_name("Wong2020Fast.pt")
+    torch.save({"state_dict": state}, path)
+    table = {"dataset": "cifar10", "defenses": ["fast"], "epsilons": ["8/255"]}
+    row = {"model": "robustbench:Wong2020Fast", "weights": path.name}
+    (run,) = Study(write_study({"tables": {"t": table}, "external": {"fast": row}})).runs
+    x = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(external.network(run, run.external)(x), theirs(x))
+    assert run.id.path == "cifar10/wong2020fast/fast/eps8-255/seed0"
 
 
 def test_what_cannot_leave_gets_its_sentence(judged, tiny):
