@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
                 folder.count_interruption(run)
             if out_of_memory(error) and "CUDA" in str(error):
                 error = Hopeless(out_of_memory(error, options.verb))
-            if isinstance(error, Hopeless):
+            if isinstance(error, Hopeless) and options.verb in folder.STAGES:
                 folder.give_up(run, options.verb, error)
             raise error from None
     except ConfigError as error:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -67,10 +67,11 @@ def builder(name: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
 def zoo() -> dict[str, dict]:
     """Dataset -> name -> what RobustBench knows of it.
 
-    Its release asks for the package pyautoattack and imports that under the name it had before, autoattack.
+    Its release asks for the package pyautoattack, and imports it by the name that it had before, autoattack.
     """
-    for part in ("", ".state"):
-        sys.modules.setdefault(f"autoattack{part}", importlib.import_module(f"pyautoattack{part}"))
+    if "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None:
+        for part in ("", ".state"):
+            sys.modules[f"autoattack{part}"] = importlib.import_module(f"pyautoattack{part}")
     try:
         from robustbench.model_zoo import model_dicts
         from robustbench.model_zoo.enums import ThreatModel

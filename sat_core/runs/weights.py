@@ -82,7 +82,7 @@ def _namings(model: Normalized, name: str) -> Iterator[dict[str, str]]:
     keys = list(model.state_dict())
     yield {key: key for key in keys}  # first: the second would fit such files too, and forget their mean and std
     yield {key: key.removeprefix("network.") for key in keys if key.startswith("network.")}
-    if name in OURS:
+    if name in OURS and isinstance(model.network, nn.Sequential):  # and not another's network of that name
         yield {key: their_name(name, key) for key in keys}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from sat_core.report.figures.style import STYLE
 from sat_core.report.figures.training import examples, tradeoff, training_curves
 from sat_core.runs.files import atomic
 from sat_core.study import Study
+
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph
 
 KINDS: dict[str, Callable[[Study, str], Figure]] = {
     "curves": training_curves,
