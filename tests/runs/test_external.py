@@ -10,7 +10,7 @@ from pathlib import Path
 import pyautoattack
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY, folder_of_images
 from safetensors.torch import save_file
 from torch import nn
 
@@ -285,6 +285,32 @@ def test_judged_alone_the_verdict_is_autoattacks_own_and_the_card_loads_it(net, 
     assert (out / "autoattack.json").read_bytes() == before
     assert main([*ask, "--images", "5", "--out", "lab/out", "--mean", "0.5"]) == 2
     assert "mean and std belong together" in capsys.readouterr().err
+
+
+def test_the_network_in_autoattacks_wheel_gets_autoattacks_own_verdict(write_study, tmp_path):
+    """Its builder takes no arguments, its weights were saved on a GPU in torch's old format; on images of noise."""
+    examples = Path(pyautoattack.__file__).parent / "examples"
+    theirs = plugins.load(str(examples / "resnet.py")).ResNet18().eval().requires_grad_(False)
+    theirs.load_state_dict(torch.load(examples / "model_test.pt", map_location="cpu", weights_only=True))
+    pixels = torch.randint(256, (6, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = pixels.repeat(2, 1, 1, 1)  # each class can be split in two
+    labels = theirs(pixels.permute(0, 3, 1, 2) / 255).argmax(dim=1).tolist()
+    folder_of_images(tmp_path / "data", pixels.numpy(), labels, classes=10)
+    table = {"dataset": "cifar10-images", "defenses": ["wheel"], "epsilons": ["16/255"]}
+    row = {"model": f"{examples}/resnet.py:ResNet18", "weights": f"{examples}/model_test.pt"}
+    settings = {"data": {"root": "data"}, "validation": {"fraction": 0.5}, "evaluation": {"images": 2}}
+    settings["resources"] = {"threads": 1}
+    content = {"tables": {"t": table}, "external": {"wheel": row}, "overrides": [{"set": settings}]}
+    (run,) = Study(write_study(content)).runs
+    for verb in ("train", "evaluate"):
+        assert main([verb, "--study", "tiny.yaml", "--run", run.id.path]) == 0
+    (images,) = load(run, "test")
+    x, y = images.batch(slice(2))
+    own = pyautoattack.AutoAttack(theirs, eps=16 / 255, norm="Linf", seed=0, device="cpu")
+    right = theirs(own.run_standard_evaluation(x, y)[0]).argmax(dim=1) == y
+    _, rows = folder.judged(run)
+    assert rows["label"].tolist() == rows["prediction"].tolist() == y.tolist()
+    assert (rows["broken_by"] == "").tolist() == right.tolist()
 
 
 def test_the_card_goes_where_the_weights_go(judged):
