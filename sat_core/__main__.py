@@ -65,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
     add_run(accept, required=False)
     table = verb("table", "write tables as csv, md, tex and html from the results there are, and print them")
     table.add_argument("--table", metavar="NAME", help="a table of the study; all of them if not given")
-    figure = verb("figure", "draw a figure of a table as png and pdf")
+    compare = verb("compare", "write which defenses of a table beat which, on the same test images and seeds")
+    compare.add_argument("--table", required=True, metavar="NAME", help="a table of the study, of several defenses")
+    figure = verb("figure", "draw a figure of a table as png and pdf, with its numbers as csv")
     figure.add_argument("--table", required=True, metavar="NAME", help="a table of the study")
     figure.add_argument("--kind", required=True, choices=FIGURES, help="what to draw")
     verb("report", "write the study's report.html, and any table or figure that is missing or out of date")
@@ -278,7 +280,7 @@ def dispatch(options: argparse.Namespace, study: Study, only: Run | None) -> Non
             print(study.folder / "report.html")
             if damaged:
                 raise ConfigError(" ".join(damaged))
-        case "table" | "figure":
+        case "table" | "compare" | "figure":
             if options.table is not None and options.table not in study.file.tables:
                 raise ConfigError(f"{study.path}: {unknown('table', options.table, study.file.tables)}")
             from sat_core.report import products
@@ -290,6 +292,14 @@ def dispatch(options: argparse.Namespace, study: Study, only: Run | None) -> Non
                     products.table(study, name).write(partial(write_table, study, name))
                     for part in PARTS:
                         print((study.folder / f"tables/{name}{part}.md").read_text(encoding="utf-8"))
+            elif options.verb == "compare":
+                from sat_core.report.comparisons import write_comparisons
+
+                if len(study.file.tables[options.table].defenses) < 2:
+                    raise ConfigError(f"{study.path}: table {options.table} has one defense: nothing to compare")
+                product = products.comparisons(study, options.table)
+                product.write(partial(write_comparisons, study, options.table))
+                print(product.files[0].read_text(encoding="utf-8"))
             else:
                 from sat_core.report.figures import write_figure
 

@@ -143,7 +143,7 @@ def attack_standing(
     x, y = x[standing], y[standing]
     while True:
         try:
-            x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=batch_size)
+            _, answers = adversary.run_standard_evaluation(x, y, batch_size=batch_size)
             break
         except torch.OutOfMemoryError:
             if batch_size == 1:
@@ -151,8 +151,6 @@ def attack_standing(
         torch.cuda.empty_cache()  # not above: while the error is at hand, so is all that the attack held
         batch_size = -(-min(batch_size, len(x)) // 2)
         log.warning("out of GPU memory in %s: going on with %d images at a time", attack, batch_size)
-    with torch.no_grad():
-        broken = model(x_adv).argmax(dim=1) != y
-    for i in standing[broken].tolist():
+    for i in standing[answers != y].tolist():
         broken_by[i] = attack
     return batch_size

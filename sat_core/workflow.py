@@ -122,7 +122,7 @@ def stale(study: Study) -> dict[str, str]:
                 break  # what comes after it is redone anyway
     memo: products.Memo = {}
     for name, product in [*products.of(study, memo).items(), ("report.html", products.report(study, memo))]:
-        if all(path.exists() for path in product.files) and not product.is_current():
+        if product.files[0].exists() and not product.is_current():
             found[str(product.files[0])] = f"{name} again: its results, its settings or its code are others"
     return found
 

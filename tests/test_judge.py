@@ -1,5 +1,6 @@
 """The judge, against what can be worked out by hand."""
 
+import pyautoattack
 import pytest
 import torch
 from torch import nn
@@ -43,3 +44,18 @@ def test_what_autoattack_warns_of_is_in_the_verdict():
     assert autoattack(linear, x, y, epsilon=0.01).flags == set()
     assert "probabilities" in autoattack(nn.Sequential(linear, nn.Softmax(dim=1)), x, y, epsilon=0.01).flags
     assert "randomized" in autoattack(Noisy(*linear), x, y, epsilon=0.01).flags
+
+
+@pytest.mark.parametrize(("classes", "batch_size", "seed"), [(10, 7, 0), (12, 64, 1), (5, 9, 2)])
+def test_the_verdict_is_pyautoattacks_own(classes, batch_size, seed):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, classes)]
+    model, x = nn.Sequential(*layers).eval(), torch.rand(20, 1, 6, 6)
+    y = model(x).argmax(dim=1)
+    y[:3] = (y[:3] + 1) % classes
+    official = pyautoattack.AutoAttack(model, eps=0.04, norm="Linf", seed=seed)
+    official.apgd_targeted.n_target_classes = official.fab.n_target_classes = min(9, classes - 1)
+    _, answers = official.run_standard_evaluation(x, y, batch_size=batch_size)
+    verdict = autoattack(model, x, y, epsilon=0.04, seed=seed, batch_size=batch_size)
+    assert verdict.broken_by[:3] == ["clean"] * 3 and 0 < verdict.robust < 0.85
+    assert [not by for by in verdict.broken_by] == (answers == y).tolist()

@@ -33,7 +33,9 @@ FIGURES = {
         "evaluate",
         "Clean against robust accuracy",
         "Scatter plot of AutoAttack accuracy over clean accuracy, one panel an epsilon, one marker a defense.",
-        "A marker a run, on the test images; up and to the right is better. Trivial runs are hollow.",
+        "A marker a run, on the test images; up and to the right is better. Hollow: what others have published of the "
+        "same dataset, network and epsilon. Ringed in red: trivial classifiers. Of two rows the upper one has the runs "
+        "that are at least half as robust as the best, in the dotted frame of the lower one.",
     ),
     "curves": Kind(
         "run_ids",
@@ -60,11 +62,21 @@ FIGURES = {
         "curvature_ids",
         "curvature",
         "Curvature of the loss",
-        "Line charts of the largest Hessian eigenvalue, over the epochs and against epsilon, with the adversarial "
-        "accuracy on the same images below.",
+        "Line charts of the largest Hessian eigenvalue and, where they were measured, of trace and relative flatness, "
+        "over the epochs and against epsilon, with the adversarial accuracy on the same images below.",
         "The largest eigenvalue of the Hessian, in the weights, of the mean cross entropy at adversarial examples of a "
         "fixed sample of images. Right: at the selected weights, a marker a run, the line through the means over "
-        "seeds. Hollow: a trivial network, which is flat because it has learnt nothing.",
+        "seeds. Ringed in red: a trivial network, which is flat because it has learnt nothing.",
+    ),
+    "curvature-accuracy": Kind(
+        "curvature_ids",
+        "curvature",
+        "Curvature against robust accuracy",
+        "Scatter plots of the largest Hessian eigenvalue over the adversarial accuracy on the same images, one panel "
+        "an epsilon, one line a run.",
+        "A line is a run's way through its training, a dot each snapshot; the marker is the selected network, ringed "
+        "in red where it is trivial. Both axes are of adversarial examples of one fixed sample of images. A flat loss "
+        "says something only where the accuracy is the same: a network that has learnt nothing is the flattest.",
     ),
     "spectrum": Kind(
         "curvature_ids",
@@ -95,6 +107,14 @@ FIGURES = {
         SURFACES,
         "The weights stay and the images move: along the sign of the loss's gradient, and along random signs, in units "
         f"of epsilon. {READING}",
+    ),
+    "landscape-pair": Kind(
+        "landscape_ids",
+        "landscape",
+        "Loss landscape: a pair for a slide",
+        "Two surfaces of the loss side by side, under one camera and light.",
+        "The first and the last defense whose landscapes the table asks for, at its largest epsilon, along two random "
+        "directions that are scaled filter by filter. Both have one scale, camera and light.",
     ),
     "landscape-reattacked": Kind(
         "landscape_ids",

@@ -44,6 +44,7 @@ def results(study: Study, table: Table) -> pd.DataFrame:
         "trivial",
         "flags",
         "external",
+        "precision",
         "device",
         "stale",
         "accepted",
@@ -67,6 +68,7 @@ def evaluated(run: Run) -> dict[str, Any] | None:
         "trivial": is_trivial(images),
         "flags": ", ".join(summary.get("flags", ())),
         "external": elsewhere(run),
+        "precision": summary.get("precision", "float32"),
         "device": summary["device"],
         **standing(run),
     }

@@ -16,16 +16,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sat_core.errors import ConfigError
-from sat_core.report import figures, numbers, products, tables
+from sat_core.report import comparisons, figures, numbers, products, tables
 from sat_core.report.card import write_card
 from sat_core.report.kinds import FIGURES
 from sat_core.runs import folder
 from sat_core.runs.files import atomic
 from sat_core.study import Run, Study
-from sat_core.study.file import PARTS, Table
+from sat_core.study.file import COMPARISONS, PARTS, Table
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 TABLES = dict(zip(PARTS, ("Accuracy", "Accuracy after each attack", "Cost of training"), strict=True))
+TABLES[COMPARISONS] = "Which defense beats which"
 """Suffix of a table's file -> heading."""
 
 
@@ -53,7 +54,7 @@ class Entry:
 
 
 def write_report(study: Study) -> list[str]:
-    """Write ``report.html``, after any table, figure or model card that is out of date; returns what is damaged.
+    """Write ``report.html``, after any table or figure that is missing or out of date; returns what is damaged.
 
     Whatever a table, a figure or a run lacks is said in its place. The same results give the same bytes.
     """
@@ -121,8 +122,10 @@ def refresh(study: Study) -> list[str]:
 def make(study: Study, name: str) -> None:
     """Write a table or a figure by its path without suffix."""
     place, _, name = name.partition("/")
-    if place == "tables":
+    if place == "tables" and name in study.file.tables:
         tables.write_table(study, name)
+    elif place == "tables":
+        comparisons.write_comparisons(study, name.removesuffix(COMPARISONS))
     else:
         table, kind = next((t, name[len(t) + 1 :]) for t in study.file.tables if name[len(t) + 1 :] in FIGURES)
         figures.write_figure(study, table, kind)

@@ -15,8 +15,8 @@ from sat_core.errors import ConfigError
 from sat_core.report.kinds import FIGURES
 from sat_core.runs import folder
 from sat_core.runs.files import checksum, read_json, write_json
-from sat_core.study import Run, Study
-from sat_core.study.file import PARTS
+from sat_core.study import NAMES, Run, Study
+from sat_core.study.file import COMPARISONS, PARTS
 from sat_core.study.fingerprint import code
 
 Memo = dict[tuple[str, str], list[object] | None]
@@ -42,7 +42,8 @@ class Product:
     def made_of(self) -> str:
         """A hash of everything that its content depends on."""
         known: list[object] = [self.study.file.model_dump(mode="json"), code(self.module)]
-        known += [checksum(path) for path in sorted(HERE.glob("*.jinja")) + sorted(HERE.glob("*.yaml"))]
+        known += [checksum(path) for suffix in ("bib", "jinja", "yaml") for path in sorted(HERE.glob(f"*.{suffix}"))]
+        known.append(checksum(NAMES))
         for stage, runs in self.runs.items():
             for run in runs:
                 if (run.id.path, stage) not in self.memo:
@@ -76,11 +77,19 @@ class Product:
 
 
 def table(study: Study, name: str, memo: Memo | None = None) -> Product:
-    """One table of the study, with its parts."""
+    """One table of the study, with its parts and the works cited."""
     runs = [study.run(id) for id in study.file.tables[name].run_ids]
     files = [f"tables/{name}{part}.{suffix}" for part in PARTS for suffix in SUFFIXES]
     ids = {"train": runs, "evaluate": runs}
-    return Product(study, f"tables/{name}", files, "report.tables", ids, memo)
+    return Product(study, f"tables/{name}", [*files, "tables/references.bib"], "report.tables", ids, memo)
+
+
+def comparisons(study: Study, name: str, memo: Memo | None = None) -> Product:
+    """The differences between the defenses of a table."""
+    runs = [study.run(id) for id in study.file.tables[name].run_ids]
+    files = [f"tables/{name}{COMPARISONS}.{suffix}" for suffix in SUFFIXES]
+    ids = {"train": runs, "evaluate": runs}
+    return Product(study, f"tables/{name}{COMPARISONS}", files, "report.comparisons", ids, memo)
 
 
 def figure(study: Study, name: str, kind: str, memo: Memo | None = None) -> Product:
@@ -88,7 +97,7 @@ def figure(study: Study, name: str, kind: str, memo: Memo | None = None) -> Prod
     about = FIGURES[kind]
     runs = [study.run(id) for id in getattr(study.file.tables[name], about.ids)]
     ids = {"train": runs, about.stage: runs}
-    files = [f"figures/{name}-{kind}.{suffix}" for suffix in ("png", "pdf")]
+    files = [f"figures/{name}-{kind}.{suffix}" for suffix in ("png", "pdf", "csv")]
     return Product(study, f"figures/{name}-{kind}", files, "report.figures", ids, memo)
 
 
@@ -96,6 +105,7 @@ def of(study: Study, memo: Memo | None = None) -> dict[str, Product]:
     """Everything that is made for a study without being asked for by name, by path without suffix, but the report."""
     memo = {} if memo is None else memo
     made = [table(study, name, memo) for name in study.file.tables]
+    made += [comparisons(study, name, memo) for name, asked in study.file.tables.items() if len(asked.defenses) > 1]
     made += [
         figure(study, name, kind, memo)
         for name, asked in study.file.tables.items()

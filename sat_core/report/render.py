@@ -1,17 +1,22 @@
-"""How a table looks: in text, in LaTeX, as a page of HTML. Knows nothing of what the numbers mean."""
+"""How a table looks in text and as a page of HTML; LaTeX is beside. Knows nothing of what the numbers mean."""
 
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pandas as pd
 
 MISSING, TRIVIAL, STALE = "—", "†", "‡"
 OWN_LINES = ("95 %", "last epoch", "seeds", "seconds")
 """Labels of the smaller lines that come before those of published numbers."""
+
+
+def wrapped(name: str) -> str:
+    """A name in short lines, for the head of a narrow column."""
+    return re.sub(r" (?=et al|\[|\+|curriculum)", "\n", name)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ def markdown(sheet: Sheet) -> str:
         lines.append(line)
     flat = pd.DataFrame([[*name, *line] for name, line in zip(names, lines, strict=True)])
     titles = [" ".join(column) if isinstance(column, tuple) else column for column in sheet.cells.columns]
+    titles = [title.replace("\n", " ") for title in titles]
     headers = [*([""] * (flat.shape[1] - len(titles) - 1)), "defense", *titles]
     return f"{flat.to_markdown(index=False, headers=headers, disable_numparse=True)}\n\n{sheet.note}\n"
 
@@ -66,89 +72,6 @@ def spread_out(
         labels = dict.fromkeys(label for cell in row for label in cell.below)
         for label in sorted(labels, key=lambda label: label not in OWN_LINES):
             yield name, label, [small(cell.below[label]) if label in cell.below else "" for cell in row]
-
-
-SPECIAL: dict[str, str | int | None] = {
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
-    **{
-        "“": "``",
-        "”": "''",
-        "±": r"$\pm$",
-        "−": "$-$",
-        "ε": r"$\epsilon$",
-        "∞": r"$_\infty$",
-        MISSING: "---",
-        TRIVIAL: r"$^\dagger$",
-        STALE: r"$^\ddagger$",
-    },
-}
-"""What LaTeX would not print as it stands."""
-
-
-def escape(text: str) -> str:
-    """``text`` for LaTeX."""
-    return text.translate(str.maketrans(SPECIAL))
-
-
-def latex(sheet: Sheet, label: str) -> str:
-    """A booktabs table, scaled down if it were wider than a line.
-
-    The document needs ``\\usepackage{booktabs,graphicx,xcolor}``.
-    """
-
-    def mark(cell: Cell) -> str:
-        text = cell.text + (rf" {{\scriptsize ± {cell.spread}}}" if cell.spread else "")
-        text = rf"\textbf{{{text}}}" if cell.best else text
-        text = rf"\textcolor{{red}}{{{text}\rlap{{{TRIVIAL}}}}}" if cell.trivial else text
-        text += STALE * cell.stale
-        return text.translate(str.maketrans({sign: SPECIAL[sign] for sign in f"±{MISSING}{TRIVIAL}{STALE}"}))
-
-    def small(text: str) -> str:
-        return escape(text.replace(f" {TRIVIAL}", TRIVIAL))
-
-    index, lines = [], []
-    for name, below, line in spread_out(sheet.cells, mark, lambda text: rf"{{\scriptsize {small(text)}}}"):
-        *outer, inner = map(escape, name)
-        index.append((*outer, rf"\quad {{\scriptsize {escape(below)}}}" if below else inner))
-        lines.append(line)
-    columns = sheet.cells.columns
-    depth = len(index[0])
-    body = pd.DataFrame(lines, index=pd.MultiIndex.from_tuples(index), columns=columns.map(escaped))
-    text = body.style.to_latex(
-        hrules=True,
-        column_format="l" * depth + "r" * len(columns),
-        multicol_align="c",
-        multirow_align="naive",
-        position_float="centering",
-        caption=escape(sheet.note),
-        label=f"tab:{label}",
-    )
-    text = with_rules(text, columns, [row[:-1] for row in index])
-    scaled = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
-    text = text.replace(r"\begin{tabular}", f"\\smallskip\\small\n{scaled}\n\\begin{{tabular}}")
-    return text.replace(r"\end{tabular}", "\\end{tabular}}")
-
-
-def escaped(column: Any) -> Any:
-    """A column's title, or titles, for LaTeX."""
-    return tuple(map(escape, column)) if isinstance(column, tuple) else escape(column)
-
-
-def with_rules(text: str, columns: pd.Index, groups: list[tuple[str, ...]]) -> str:
-    """Thin rules under the titles that span columns, and space between groups of rows; pandas has no word for them."""
-    lines = text.splitlines(keepends=True)
-    first, top, body = 1 + len(groups[0]), lines.index("\\toprule\n"), lines.index("\\midrule\n") + 1
-    for i in reversed(range(1, len(groups))):
-        if groups[i] != groups[i - 1]:
-            lines.insert(body + i, "\\addlinespace\n")
-    for level in reversed(range(columns.nlevels - 1)):
-        heads = [column[: level + 1] for column in columns]
-        starts = [i for i, head in enumerate(heads) if i == 0 or head != heads[i - 1]]
-        spans = zip(starts, [*starts[1:], len(heads)], strict=True)
-        rules = " ".join(rf"\cmidrule(lr){{{first + a + 1}-{first + b}}}" for a, b in spans)
-        lines.insert(top + level + 2, f"{rules}\n")
-    return "".join(lines)
 
 
 STYLE = [
@@ -175,5 +98,7 @@ def as_html(sheet: Sheet, title: str) -> str:
         return text + "".join(f"<br><small>{html.escape(f'{a} {b}')}</small>" for a, b in cell.below.items())
 
     style = sheet.cells.map(mark).style.set_uuid("cells").set_table_styles(STYLE).set_caption(html.escape(sheet.note))
+    for axis in (0, 1):
+        style = style.format_index(lambda title: html.escape(title).replace("\n", " <br>"), axis=axis)
     page = style.to_html(doctype_html=True, sparse_index=False)
     return page.replace("<html>", '<html lang="en">', 1).replace("<head>", f"<head>\n<title>{title}</title>", 1)

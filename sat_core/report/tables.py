@@ -1,4 +1,4 @@
-"""The study's tables: accuracy in the paper's layout, accuracy after each attack, and cost.
+"""The study's tables: accuracy, accuracy after each attack, and cost; and the works that they cite.
 
 All are made from what exists: a run that failed, or has not been made yet, leaves a dash.
 """
@@ -14,8 +14,23 @@ from typing import Any
 
 import pandas as pd
 
+from sat_core.report.latex import latex
+from sat_core.report.notes import (
+    about,
+    caption,
+    devices,
+    doubts,
+    externals,
+    missing,
+    over_seeds,
+    precisions,
+    reading,
+    sources,
+    standing,
+)
 from sat_core.report.numbers import ADDRESS, AFTER, LAST, SECONDS, costs, interval, published, results, summarise
-from sat_core.report.render import MISSING, STALE, TRIVIAL, Cell, Sheet, as_html, latex, markdown
+from sat_core.report.references import references
+from sat_core.report.render import TRIVIAL, Cell, Sheet, as_html, markdown
 from sat_core.runs.files import atomic
 from sat_core.study import Study
 from sat_core.study.file import PARTS, Table
@@ -72,7 +87,7 @@ def sheets(study: Study, name: str) -> dict[str, Sheet]:
     rows = results(study, table)
     data = accuracy_cells(table, rows)
     made: Iterable[Sheet] = (
-        main_sheet(table, data, rows),
+        paper_sheet(study, table, data, rows) if table.style == "paper" else main_sheet(study, table, data, rows),
         attacks_sheet(table, data, rows),
         cost_sheet(table, costs(study, table)),
     )
@@ -81,41 +96,62 @@ def sheets(study: Study, name: str) -> dict[str, Sheet]:
     return {f"{name}{part}": sheet for part, sheet in zip(PARTS, named, strict=True)}
 
 
-def main_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
-    """The paper's layout: defenses below each other, models x epsilons x (Clean, Robust) side by side.
+def main_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
+    """Defenses below each other, models x epsilons x (Clean, Robust) side by side, with all that is known of each.
 
     Models that would make it too wide are below each other, too.
     """
     data = data[data["accuracy"].isin(["clean", "robust"])]
-    shown = data["mean"].round(2).where(data["trivial_seeds"].eq(0).fillna(False).astype(bool))
-    best = shown.eq(shown.groupby([data["model"], data["epsilon"], data["accuracy"]]).transform("max"))
     columns = pd.MultiIndex.from_product([[f"ε = {e}" for e in table.epsilons], ["Clean", "Robust"]])
     cells = frame(pd.MultiIndex.from_tuples(table.rows), columns)
-    for cell, is_best in zip(data.itertuples(), best, strict=True):
+    for cell, is_best in zip(data.itertuples(), best(study, data), strict=True):
         below = {"95 %": f"[{cell.low:.1f}, {cell.high:.1f}]"} if cell.seeds else {}
         if not math.isnan(cell.last):
             below["last epoch"] = f"{cell.last:.2f} ({cell.last - cell.mean:+.2f})".replace("-", "−")
         if 0 < cell.seeds < len(table.seeds):
             below["seeds"] = str(cell.seeds)
-        content = number(cell, "{:.2f}", below | beside(cell), bool(is_best))
+        content = number(cell, "{:.2f}", below | beside(cell), is_best)
         cells.at[(cell.model, cell.defense), (f"ε = {cell.epsilon}", cell.accuracy.title())] = content
     has_holes = len(table.rows) < len(table.networks) * len(table.defenses)
     if 1 < len(table.networks) <= MOST_COLUMNS / len(columns) and not has_holes:
         cells = pd.concat({model: cells.loc[model] for model in table.networks}, axis=1)
     else:
         cells = without_one_model(table, cells)
-    origin = "the test images" if len(table.seeds) == 1 else "test images and seeds"
+    origin = "other test images" if len(table.seeds) == 1 else "other test images and other seeds"
     note = [
-        about(table, rows, f"Robust: AutoAttack (standard, L∞); {over_seeds(table)}."),
-        f"95 %: interval from {origin}. Bold: the best defense, trivial runs aside.",
-        f"{TRIVIAL} at least one seed ended as a trivial classifier: constant, or no better than a constant.",
-        missing(table, rows),
-        standing(rows),
+        about(table, rows, f"Robust is the accuracy under AutoAttack (standard, L∞). {over_seeds(table)}"),
+        f"Below each stands its 95 % interval, for {origin}.",
+        *reading(study, table, rows),
         doubts(rows),
         externals(rows),
         sources(data),
     ]
     return Sheet(cells, " ".join(filter(None, note)), data)
+
+
+def paper_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
+    """The paper's layout, to be laid over its tables: means alone, (Clean, Adv) side by side for each epsilon."""
+    data = data[data["accuracy"].isin(["clean", "robust"])]
+    columns = pd.MultiIndex.from_product([[f"ε = {e}" for e in table.epsilons], ["Clean", "Adv"]])
+    cells = frame(pd.MultiIndex.from_tuples(table.rows), columns)
+    for cell, is_best in zip(data.itertuples(), best(study, data), strict=True):
+        title = "Clean" if cell.accuracy == "clean" else "Adv"
+        content = replace(number(cell, "{:.2f}", best=is_best), spread="")
+        cells.at[(cell.model, cell.defense), (f"ε = {cell.epsilon}", title)] = content
+    mean = "" if len(table.seeds) == 1 else f" Each number is the mean over {len(table.seeds)} seeds."
+    note = [
+        about(table, rows, f"Adv is the accuracy under AutoAttack (standard, L∞).{mean}"),
+        *reading(study, table, rows),
+    ]
+    return Sheet(without_one_model(table, cells), " ".join(filter(None, note)), data)
+
+
+def best(study: Study, data: pd.DataFrame) -> list[bool]:
+    """Whether a cell is the best of its column among what is printed of defenses that train on attacked images and
+    have no trivial seed."""
+    rivals = data["defense"].map(study.base_defense).ne("standard")
+    shown = data["mean"].round(2).where(data["trivial_seeds"].eq(0).fillna(False).astype(bool) & rivals)
+    return shown.eq(shown.groupby([data["model"], data["epsilon"], data["accuracy"]]).transform("max")).tolist()
 
 
 def attacks_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet:
@@ -137,12 +173,13 @@ def attacks_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet
         if not math.isnan(total):
             cells.at[(model, f"ε = {epsilon}", defense), "Seconds"] = Cell(f"{total:.1f}")
     note = [
-        about(table, rows, f"After each attack of AutoAttack (standard, L∞) in turn; {over_seeds(table)}."),
-        f"Seconds: on {devices(rows)}, the mean over seeds; below an accuracy those of its attack, which meets only",
-        "the images that are still standing.",
-        f"{TRIVIAL} at least one seed is trivial.",
+        about(table, rows, f"Each column is after one more attack of AutoAttack (standard, L∞). {over_seeds(table)}"),
+        f"Below an accuracy stand the seconds of its attack on {devices(rows)}, the mean over seeds; an attack meets",
+        "only the images that are still standing.",
+        f"{TRIVIAL} (red): at least one seed ended as a trivial classifier.",
         missing(table, rows),
         standing(rows),
+        precisions(rows),
         sources(data),
     ]
     return Sheet(without_one_model(table, cells), " ".join(filter(None, note)), data)
@@ -159,9 +196,10 @@ def cost_sheet(table: Table, rows: pd.DataFrame) -> Sheet:
         cells.at[(cell.model, f"ε = {cell.epsilon}", cell.defense), title] = content
     no_cost = "no attack, or not trained here" if table.has_externals else "no attack"
     note = [
-        f"{table.caption} Cost of training on {devices(rows)}; {over_seeds(table)}.",
-        "Epoch: validation included. PGD steps a sample, over the whole training, and the share of the attack's steps",
-        f"that stopping samples early has saved; n/a: {no_cost}. Memory: the process's peak.",
+        f"{caption(table)} Cost of training on {devices(rows)}. {over_seeds(table)}",
+        "An epoch includes its validation. PGD steps are those of a sample, over the whole training; what is saved is",
+        f"the share of the attack's steps that stopping samples early has saved (n/a: {no_cost}). Memory is the peak of",
+        "the process.",
         missing(table, rows),
     ]
     return Sheet(without_one_model(table, cells), " ".join(filter(None, note)).strip(), data)
@@ -175,9 +213,8 @@ def frame(index: pd.Index, columns: pd.Index) -> pd.DataFrame:
 def long_index(table: Table) -> pd.MultiIndex:
     """Rows of the tables in which epsilons, too, are below each other."""
     epsilons = [f"ε = {epsilon}" for epsilon in table.epsilons]
-    every = [(model, defense, e) for e in epsilons for model, defense in table.rows]
-    place = {model: i for i, model in enumerate(table.networks)}
-    return pd.MultiIndex.from_tuples([(m, e, d) for m, d, e in sorted(every, key=lambda row: place[row[0]])])
+    every = [(model, e, defense) for e in epsilons for model, defense in table.rows]
+    return pd.MultiIndex.from_tuples(sorted(every, key=lambda row: table.networks.index(row[0])))
 
 
 def without_one_model(table: Table, cells: pd.DataFrame) -> pd.DataFrame:
@@ -202,72 +239,24 @@ def beside(cell: Any) -> dict[str, str]:
     return {cell.label: f"{cell.published:.2f}{f' {TRIVIAL}' if cell.published_trivial else ''}{more}"}
 
 
-def about(table: Table, rows: pd.DataFrame, how: str) -> str:
-    """What was measured."""
-    images = "/".join(str(n) for n in sorted(set(rows["n"]))) or "no"
-    models = f"model{'s' * (len(table.networks) > 1)} {', '.join(table.networks)}"
-    return f"{table.caption} Accuracy in % on {images} test images of {table.dataset}, {models}. {how}".strip()
-
-
-def devices(rows: pd.DataFrame) -> str:
-    """What the runs ran on."""
-    return ", ".join(sorted(set(rows["device"]))) or "no device yet"
-
-
-def over_seeds(table: Table) -> str:
-    """How many numbers are behind one."""
-    return "1 seed" if len(table.seeds) == 1 else f"mean ± standard deviation over {len(table.seeds)} seeds"
-
-
-def missing(table: Table, rows: pd.DataFrame) -> str:
-    """How many runs the table still lacks, or nothing."""
-    lacking, all_ = len(table.run_ids) - len(rows), len(table.run_ids)
-    return f"{lacking} of {all_} runs {'is' if lacking == 1 else 'are'} missing, marked {MISSING}." if lacking else ""
-
-
-def standing(rows: pd.DataFrame) -> str:
-    """Which runs are of other settings or code than the present, and which a user accepted so; or nothing."""
-    told = [f"{a.defense}, ε = {a.epsilon}, seed {a.seed} ({a.stale})" for a in rows[rows["stale"].ne("")].itertuples()]
-    text = f"{STALE} of other settings or code than the present: {'; '.join(told)}." if told else ""
-    accepted = int(rows["accepted"].astype(bool).sum())
-    return f"{text} {accepted} runs were accepted under later code: see run.json.".strip() if accepted else text
-
-
-def doubts(rows: pd.DataFrame) -> str:
-    """What AutoAttack itself warns of, or nothing."""
-    flagged = rows[rows["flags"].ne("")]
-    told = [f"{a.defense}, ε = {a.epsilon}, seed {a.seed} ({a.flags})" for a in flagged.itertuples()]
-    return f"AutoAttack warns that it may be too kind to: {'; '.join(told)}." if told else ""
-
-
-def externals(rows: pd.DataFrame) -> str:
-    """Which rows were not trained here, and where their weights are from; or nothing."""
-    found = rows[rows["external"].ne("")].drop_duplicates("defense")
-    told = [f"{a.defense} ({a.external})" for a in found.itertuples()]
-    return f"External: not trained here, judged as they are: {'; '.join(told)}." if told else ""
-
-
-def sources(data: pd.DataFrame) -> str:
-    """Where the published numbers come from, or nothing."""
-    known = data.dropna(subset=["label"])[["label", "source"]].drop_duplicates()
-    told = [f"{label.capitalize()} (in brackets: ours minus it): {source}." for label, source in known.values]
-    return " ".join(told)
-
-
 def write_table(study: Study, name: str) -> list[Path]:
     """Write ``tables/<name>``, ``<name>-attacks`` and ``<name>-cost``, each as csv, md, tex and html, from the results
-    there are; returns the paths of the markdown files."""
-    written = []
-    for title, sheet in sheets(study, name).items():
-        path = study.folder / "tables" / title
-        content = {
-            "csv": sheet.data.to_csv(index=False, float_format="%.8g"),
-            "tex": latex(sheet, title),
-            "html": as_html(sheet, title),
-            "md": markdown(sheet),
-        }
-        for suffix, text in content.items():
-            with atomic(path.with_name(f"{title}.{suffix}")) as file:
-                file.write(text)
-        written.append(path.with_name(f"{title}.md"))
-    return written
+    there are, and ``tables/references.bib``; returns the paths of the markdown files."""
+    with atomic(study.folder / "tables/references.bib") as file:
+        file.write(references(study))
+    return [write_sheet(study, title, sheet) for title, sheet in sheets(study, name).items()]
+
+
+def write_sheet(study: Study, title: str, sheet: Sheet) -> Path:
+    """Write one table in every form; returns the path of the markdown file."""
+    path = study.folder / "tables" / title
+    content = {
+        "csv": sheet.data.to_csv(index=False, float_format="%.8g"),
+        "tex": latex(sheet, title),
+        "html": as_html(sheet, title),
+        "md": markdown(sheet),
+    }
+    for suffix, text in content.items():
+        with atomic(path.with_name(f"{title}.{suffix}")) as file:
+            file.write(text)
+    return path.with_name(f"{title}.md")

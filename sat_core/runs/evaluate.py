@@ -24,6 +24,7 @@ from sat_core.runs.files import atomic, checksum, read_json, sole_writer, write_
 from sat_core.runs.images import Images
 from sat_core.runs.network import measuring_attack, predict, trained_model
 from sat_core.study import Run
+from sat_core.study.settings.evaluation import Precision
 
 log = logging.getLogger(__name__)
 
@@ -65,19 +66,28 @@ def judged_blocks(
     run: Run, which: str, images: Images, device: torch.device, shard: tuple[int, int]
 ) -> list[dict[str, Any]]:
     """The verdicts on this shard's blocks, of the ``best`` or the ``last`` weights."""
-    model, weights = trained_model(run, device, which)
+    precision = precision_on(device, run.evaluation.precision)
+    model, weights = trained_model(run, device, which, precision)
     count, size = min(len(images), run.evaluation.images or len(images)), run.evaluation.batch_size
     starts, (i, n), blocks = range(0, count, size), shard, []
     for first in tqdm(starts[i - 1 :: n], f"AutoAttack, {which}", leave=False, disable=None):
         x, y = (tensor.to(device) for tensor in images.batch(slice(first, min(first + size, count))))
         path = run.folder / PARTS / f"{which}{first // size:04}.json"
-        blocks.append(judged_block(run, path, model, weights, first // size, x, y))
+        blocks.append(judged_block(run, path, model, weights, precision, first // size, x, y))
         log.info("%s weights: block %d of %d judged", which, first // size + 1, len(starts))
     return blocks
 
 
+def precision_on(device: torch.device, asked: Precision) -> Precision:
+    """What the device computes in if it is asked to: TF32 came with NVIDIA's compute capability 8.0."""
+    if asked == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        log.warning("tf32 is not to be had on %s: judging in float32", device_name(device))
+        return "float32"
+    return asked
+
+
 def judged_block(
-    run: Run, path: Path, model: nn.Module, weights: str, number: int, x: Tensor, y: Tensor
+    run: Run, path: Path, model: nn.Module, weights: str, precision: Precision, number: int, x: Tensor, y: Tensor
 ) -> dict[str, Any]:
     """The verdict on one block, from its file as far as that goes, if that is on the same ``weights`` (a checksum)."""
     prediction = predict(model, x)
@@ -88,6 +98,7 @@ def judged_block(
         "predictions": prediction.tolist(),
         "broken_by": ["" if right else "clean" for right in (prediction == y).tolist()],
         "batch_size": run.evaluation.batch_size,
+        "precision": [],
         "seconds": {},
         "flags": [],
     }
@@ -109,6 +120,7 @@ def judged_block(
                 batch_size=block["batch_size"],
             )
         block["flags"] = sorted({*block["flags"], *flags})
+        block["precision"] = sorted({*block["precision"], precision})
         block["seconds"][attack] = time.perf_counter() - began
         write_json(path, block)
     return block
@@ -125,6 +137,7 @@ def write_results(run: Run, blocks: dict[str, list[dict[str, Any]]], device: tor
         seconds = {attack: sum(block["seconds"][attack] for block in judged) for attack in ATTACKS}
         found = summary_of(run, [row[3] for row in rows], seconds, min(block["batch_size"] for block in judged))
         square = ["square"] if found["after"]["fab-t"] - found["robust"] > SQUARE_LOWERS else []
+        found["precision"] = ", ".join(sorted({used for block in judged for used in block["precision"]}))
         found["flags"] = sorted({flag for block in judged for flag in block["flags"]}.union(square))
         if which == "best":
             folder.write_images(run, folder.IMAGES, rows)

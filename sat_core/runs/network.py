@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +20,17 @@ def fresh_model(run: Run) -> models.Normalized:
     return models.build(**run.network)
 
 
-def trained_model(run: Run, device: torch.device, which: str = "best") -> tuple[nn.Module, str]:
-    """The selected (or ``last``) network of a trained run, float32, eval mode, frozen, and its weights' checksum.
+def trained_model(
+    run: Run, device: torch.device, which: str = "best", precision: Literal["float32", "tf32"] = "float32"
+) -> tuple[nn.Module, str]:
+    """The selected (or ``last``) network of a trained run, in eval mode, frozen, and its weights' checksum.
 
     Raises ConfigError if the run is not trained with its present configuration and code.
     """
     name = folder.WEIGHTS if which == "best" else folder.LAST
     weights = folder.trained_weights(run, name)
     model = fresh_model(run)
-    models.compute_in("float32", model)
+    models.compute_in(precision, model)
     checkpoint.load_weights(run.folder / name, model)
     return model.to(device).eval().requires_grad_(False), weights
 

@@ -28,6 +28,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 DEFENSES, MODELS = PACKAGE / "defenses", PACKAGE / "models"
 PROJECT_CONFIG = next((f for f in (PACKAGE / "config", PACKAGE.parent / "config") if f.is_dir()), PACKAGE / "config")
 """In an installed package, in a checkout."""
+NAMES = Path(__file__).with_name("names.yaml")
 
 
 class Study:
@@ -110,8 +111,12 @@ class Study:
         return self.file.variants[name].defense if name in self.file.variants else name
 
     def display(self, name: str) -> str:
-        """What a defense is called in tables and figures; what was not trained here is marked."""
-        return self.file.names.get(name, name) + (" (external)" if name in self.externals else "")
+        """What a defense is called in tables and figures; a variant, or a defense from elsewhere, by its own name.
+
+        What was not trained here is marked.
+        """
+        usual = usual_names().get(name, {}).get("name", name)
+        return self.file.names.get(name, usual) + (" (external)" if name in self.externals else "")
 
     @property
     def folder(self) -> Path:
@@ -166,3 +171,9 @@ class Study:
 def defense_names() -> frozenset[str]:
     """A defense is one file."""
     return frozenset(file.stem for file in DEFENSES.glob("[!_]*.py"))
+
+
+@cache
+def usual_names() -> dict[str, dict[str, str]]:
+    """Defense -> what it is usually called (``name``), and the key of the ``work`` that it is from."""
+    return read_yaml(NAMES)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BeforeValidator, Field
 
 from sat_core.errors import unknown
-from sat_core.fields import Frozen, Name, Natural
+from sat_core.fields import Frozen, Name, Natural, Number
 from sat_core.study.address import AXES, EpsilonField, RunId
 from sat_core.study.external import External
 from sat_core.study.settings import Settings
 
 PARTS = ("", "-attacks", "-cost")
 """What the names of a table's files go on with: accuracy, accuracy after each attack, cost of training."""
+COMPARISONS = "-comparisons"
+"""And those of the differences between its defenses, where it has several."""
 
 
 def _as_list(value: Any) -> Any:
@@ -72,6 +74,9 @@ class Table(Frozen):
     curvature: list[Name] = Field([], description="defenses whose Hessian is measured, for every seed")
     landscapes: list[Name] = Field([], description="defenses drawn side by side, for the first seed")
     _external: dict[str, str] = {}
+    style: Literal["full", "paper"] = Field(
+        "full", description="paper: means alone, in the layout of the paper's tables"
+    )
 
     @pydantic.field_validator("models", "defenses", "epsilons", "seeds", "curvature", "landscapes")
     @classmethod
@@ -140,13 +145,16 @@ class StudyFile(Frozen):
     external: dict[Name, External] = Field({}, description="networks not trained here, listed like defenses")
     overrides: list[Override] = []
     plugins: list[str] = Field([], description="files of your own defenses and networks, as seen from this file")
-    names: dict[Name, str] = Field({}, description="how defenses are called in tables and figures")
+    names: dict[Name, str] = Field({}, description="how defenses are called in tables and figures, if not as usual")
+    figure_width: Annotated[Number, Field(ge=2, le=20)] = Field(
+        5.9, description="inches: 3.25 a column, 6.75 both columns of a usual page, 5.9 the text of one with one column"
+    )
 
     @pydantic.field_validator("tables")
     @classmethod
     def _files_of_their_own(cls, tables: dict[str, Table]) -> dict[str, Table]:
         for name in tables:
-            for part in PARTS[1:]:
+            for part in (*PARTS[1:], COMPARISONS):
                 if f"{name}{part}" in tables:
                     raise ValueError(f"'{name}{part}' is a file of table '{name}'; give it another name")
         return tables

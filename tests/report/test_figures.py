@@ -2,15 +2,20 @@
 
 import copy
 import random
+import shutil
+import subprocess
 
+import pandas as pd
 import pytest
 from helpers import MADRY, TINY, write_run
+from PIL import Image
 
 from sat_core.errors import ConfigError
 from sat_core.report import figures
 from sat_core.report.figures import style
+from sat_core.report.figures.accuracy import tradeoff
+from sat_core.report.figures.curvature import curvature_accuracy
 from sat_core.report.figures.style import existing
-from sat_core.report.figures.training import tradeoff
 from sat_core.report.kinds import FIGURES
 from sat_core.runs.files import read_json, write_json
 from sat_core.study import Study, defense_names
@@ -59,7 +64,7 @@ def test_models_are_never_drawn_over_one_another(write_study):
     study = Study(write_study(content))
     for model, robust in (("cnn", ""), ("small", "square")):
         write_run(study.run(f"digits/{model}/madry/eps0.3/seed0"), range(10), [robust] * 10)
-    axes = tradeoff(study, "digits").axes
+    axes = tradeoff(study, "digits").figure.axes
     assert [axis.get_title().split("\n")[-1] for axis in axes] == ["cnn", "small"]
     points = [[tuple(point) for found in axis.collections for point in found.get_offsets()] for axis in axes]
     assert points == [[(100, 100)], [(100, 0)]]
@@ -80,9 +85,73 @@ def test_a_defense_looks_the_same_in_every_study_and_sixteen_can_be_told_apart(w
     some = style.appearance(few, few.file.tables["digits"])
     assert some["psat"] == looks["psat"] and some["madry"] == looks["madry"]
     assert some["eager"][0] == looks["psat"][0] and some["eager"][1] != looks["psat"][1]
-    assert few.display("psat") == "P-SAT (ours)" and few.display("madry") == "madry"
+    assert few.display("psat") == "P-SAT (ours)" and few.display("madry") == "Madry et al. [2018]"
 
 
 def test_a_name_for_a_defense_that_stands_in_no_table_is_a_mistake(write_study, tiny_study):
     with pytest.raises(ConfigError, match="names: unknown defense 'pzat'; did you mean 'psat'"):
         Study(write_study(tiny_study | {"names": {"pzat": "P-SAT"}}))
+
+
+def numbers_of(study: Study, kind: str) -> pd.DataFrame:
+    return pd.read_csv(figures.write_figure(study, "digits", kind).with_suffix(".csv"))
+
+
+def test_the_numbers_of_every_figure_stand_beside_it(measured):
+    curvature = numbers_of(measured, "curvature")
+    record = read_json(measured.run(MADRY).folder / "curvature.json")
+    assert curvature["lambda_max"].tolist() == pytest.approx([record["selected"]["lambda_max"]], rel=1e-5)
+    plane = numbers_of(measured, "landscape")
+    assert len(plane) == 25 and plane.loc[12, ["u", "v"]].tolist() == [0, 0]
+    assert numbers_of(measured, "landscape-pair").equals(plane)
+    assert len(numbers_of(measured, "curves")) == 2
+    assert set(numbers_of(measured, "spectrum")) >= {"eigenvalue", "density", "defense", "epsilon", "seed"}
+
+
+@pytest.mark.parametrize("width", [3.25, 6.75])
+def test_figures_are_as_wide_as_the_study_says_and_have_no_type_3_font(measured, width):
+    study = Study(measured.path)
+    study.file = study.file.model_copy(update={"figure_width": width})
+    for kind in FIGURES:
+        path = figures.write_figure(study, "digits", kind)
+        if kind != "landscape-pair":
+            assert Image.open(path).width == pytest.approx(200 * width, abs=1)
+        if shutil.which("pdffonts"):
+            fonts = subprocess.run(["pdffonts", path.with_suffix(".pdf")], capture_output=True, text=True, check=True)
+            assert "TrueType" in fonts.stdout and "Type 3" not in fonts.stdout
+
+
+def test_what_is_published_is_hollow_beside_every_seed_of_ours(write_study):
+    table = {"dataset": "mnist", "models": ["cnn"], "defenses": ["cat", "psat"], "epsilons": [0.3], "seeds": [0, 1]}
+    study = Study(write_study({"tables": {"mnist": table}}))
+    for seed in (0, 1):
+        write_run(
+            study.run(f"mnist/cnn/psat/eps0.3/seed{seed}"), range(10), ["square"] * (seed + 1) + [""] * (9 - seed)
+        )
+    figure, data = tradeoff(study, "mnist")
+    ours, published = data[data["origin"] == "run"], data[data["origin"] == "paper"].set_index("defense")
+    assert ours[["clean", "robust"]].to_numpy().tolist() == [[100, 90], [100, 80]]
+    assert published[["clean", "robust"]].to_dict("index") == {
+        "cat": {"clean": 99.46, "robust": 0.0},
+        "psat": {"clean": 99.16, "robust": 92.0},
+    }
+    near, everything = figure.axes  # CAT's robust accuracy of 0 is far below the others
+    hollow = [
+        found for found in everything.collections if len(found.get_facecolors()) == 0 and len(found.get_offsets())
+    ]
+    assert sorted(tuple(found.get_offsets()[0]) for found in hollow) == [(99.16, 92.0), (99.46, 0.0)]
+    (low, high), (left, right) = near.get_ylim(), near.get_xlim()
+    assert 70 < low < 80 and 92 < high < 100 and left > 98 and right < 101
+    figures.plt.close("all")
+
+
+def test_measures_of_flatness_are_shown_where_a_result_has_them(measured):
+    path = measured.run(MADRY).folder / "curvature.json"
+    record = read_json(path)
+    figure, data = curvature_accuracy(measured, "digits")
+    assert [axis.get_ylabel() for axis in figure.axes][1:] == ["trace of the Hessian", "relative flatness"]
+    for name in ("trace", "trace_error", "relative_flatness"):
+        assert data.loc[0, name] == record["selected"].pop(name)
+    write_json(path, record)
+    assert len(curvature_accuracy(measured, "digits").figure.axes) == 1
+    figures.plt.close("all")

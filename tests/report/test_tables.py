@@ -16,11 +16,12 @@ from helpers import MADRY, REPOSITORY, TINY, write_run
 
 from sat_core.__main__ import main
 from sat_core.errors import ConfigError
-from sat_core.report import numbers, render, tables
+from sat_core.report import comparisons, latex, numbers, render, tables
+from sat_core.report import references as refs
 from sat_core.runs import folder
 from sat_core.runs.files import read_json, write_json
 from sat_core.runs.trivial import is_trivial
-from sat_core.study import Study
+from sat_core.study import Study, defense_names, usual_names
 from sat_core.study.address import Epsilon
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -81,15 +82,17 @@ def test_the_table_is_what_one_counts_by_hand(judged):
 def test_every_format_shows_the_numbers_marks_the_trivial_and_bolds_the_best(judged):
     markdown, attacks, cost = tables.write_table(judged, "digits")
     text = markdown.read_text()
-    assert "| madry     | **90.00 ± 14.14**" in text and "**65.00 ± 7.07**" in text and "| 10.00 †" in text
+    assert "| Madry et al. [2018] | **90.00 ± 14.14**" in text and "**65.00 ± 7.07**" in text and "| 10.00 †" in text
     assert re.search(r"↳ seeds +\| 1 ", text) and "1 of 4 runs is missing" in text
     tex = markdown.with_suffix(".tex").read_text()
-    assert r"\toprule" in tex and r"\textbf{90.00 {\scriptsize $\pm$ 14.14}}" in tex
-    assert r"\textcolor{red}{10.00\rlap{$^\dagger$}}" in tex
+    assert r"\toprule" in tex and r"\bfseries 90.00 \pm 14.14 &" in tex
+    assert r"& \color{red} 10.00 {\rlap{$^\dagger$}}" in tex and "S[table-format=2.2(4)]" in tex
     html = markdown.with_suffix(".html").read_text()
     assert "<strong>90.00 ± 14.14</strong>" in html and '<span style="color: #c00000">10.00 †</span>' in html
-    assert re.search(r"ε = 0.3 +\| madry +\| 90.00 ± 14.14 +\| 80.00 ± 0.00 .* \| 6.0 ", attacks.read_text())
-    assert re.search(r"ε = 0.3 +\| psat +\| 4.00 +\| 1.00 +\| 50.0 +\| 700 ", cost.read_text())
+    assert re.search(
+        r"ε = 0.3 +\| Madry et al. \[2018\] +\| 90.00 ± 14.14 +\| 80.00 ± 0.00 .* \| 6.0 ", attacks.read_text()
+    )
+    assert re.search(r"ε = 0.3 +\| P-SAT +\| 4.00 +\| 1.00 +\| 50.0 +\| 700 ", cost.read_text())
 
 
 def test_a_trivial_run_is_never_the_best(judged):
@@ -98,13 +101,13 @@ def test_a_trivial_run_is_never_the_best(judged):
         shutil.rmtree(path)
         write_run(judged.run(f"digits/cnn/madry/eps0.3/seed{seed}"), LABELS, ["apgd-ce"] * 10)
     cells = sheets(judged)[0].cells[("ε = 0.3", "Robust")]
-    assert (cells["madry"].text, cells["madry"].best) == ("0.00", True)
-    assert (cells["psat"].text, cells["psat"].best) == ("10.00", False)
+    assert (cells["Madry et al. [2018]"].text, cells["Madry et al. [2018]"].best) == ("0.00", True)
+    assert (cells["P-SAT"].text, cells["P-SAT"].best) == ("10.00", False)
 
 
 def test_what_is_missing_is_a_dash(write_study):
     paths = tables.write_table(Study(write_study()), "digits")
-    assert "| madry     | —" in paths[0].read_text()
+    assert "| Madry et al. [2018] | —" in paths[0].read_text()
     for path in paths:
         assert "—" in path.read_text() and "2 of 2 runs are missing" in path.read_text()
         assert "---" in path.with_suffix(".tex").read_text()
@@ -134,17 +137,17 @@ def test_a_damaged_history_is_told(judged):
 
 def test_the_paper_stands_beside_ours_with_the_difference(mnist):
     accuracy, attacks, _ = sheets(mnist)
-    assert accuracy.cells.at["psat", ("ε = 0.3", "Clean")].below["paper"] == "99.16 (+0.84)"
-    assert accuracy.cells.at["psat", ("ε = 0.3", "Robust")].below["paper"] == "92.00 (−2.00)"
-    assert accuracy.cells.at["madry", ("ε = 0.450", "Robust")].below["paper"] == "11.22 † (−1.22)"
-    assert accuracy.cells.at["madry", ("ε = 0.3", "Clean")] == render.Cell(below={"paper": "98.07"})
+    assert accuracy.cells.at["P-SAT", ("ε = 0.3", "Clean")].below["paper"] == "99.16 (+0.84)"
+    assert accuracy.cells.at["P-SAT", ("ε = 0.3", "Robust")].below["paper"] == "92.00 (−2.00)"
+    assert accuracy.cells.at["Madry et al. [2018]", ("ε = 0.450", "Robust")].below["paper"] == "11.22 † (−1.22)"
+    assert accuracy.cells.at["Madry et al. [2018]", ("ε = 0.3", "Clean")] == render.Cell(below={"paper": "98.07"})
     assert accuracy.note.count("AISec 2021") == 1
-    assert attacks.cells.at[("ε = 0.3", "psat"), "APGD-CE"].below["predecessor"] == "93.16 (−3.16)"
+    assert attacks.cells.at[("ε = 0.3", "P-SAT"), "APGD-CE"].below["predecessor"] == "93.16 (−3.16)"
     assert "chawins/ates-minimal" in attacks.note
     cells = accuracy.data.set_index(["defense", "epsilon", "accuracy"])
     assert cells.loc[("psat", "0.3", "robust"), "difference"] == pytest.approx(-2)
-    markdown, latex = render.markdown(accuracy), render.latex(accuracy, "mnist")
-    assert "↳ paper" in markdown and r"{\scriptsize 92.00 ($-$2.00)}" in latex
+    text, tex = render.markdown(accuracy), latex.latex(accuracy, "mnist")
+    assert "↳ paper" in text and r"{\scriptsize 92.00 ($-$2.00)}" in tex
 
 
 def test_published_numbers_are_of_things_that_exist_here():
@@ -199,14 +202,16 @@ def golden(tmp_path, monkeypatch):
 
 
 def test_real_results_give_the_committed_tables_in_every_byte(golden):
-    written = [path for path in tables.write_table(golden, "digits") for path in path.parent.glob(f"{path.stem}.*")]
-    assert len(written) == 12
+    made = [*tables.write_table(golden, "digits"), comparisons.write_comparisons(golden, "digits")]
+    written = [path for path in made for path in path.parent.glob(f"{path.stem}.*")]
+    assert len(written) == 16
     content = {path: path.read_bytes() for path in written}
     tables.write_table(golden, "digits")
+    comparisons.write_comparisons(golden, "digits")
     assert {path: path.read_bytes() for path in written} == content
     for expected in (GOLDEN / "tables").iterdir():
         assert (golden.folder / "tables" / expected.name).read_text() == expected.read_text()
-    assert len(list((GOLDEN / "tables").iterdir())) == 6
+    assert len(list((GOLDEN / "tables").iterdir())) == 8
 
 
 def test_results_of_other_settings_or_code_are_marked_and_the_note_says_why(judged):
@@ -216,7 +221,7 @@ def test_results_of_other_settings_or_code_are_marked_and_the_note_says_why(judg
     record["made_of"]["settings"]["training.lr"] = 0.5
     write_json(path, record)
     accuracy = sheets(judged)[0]
-    assert accuracy.cells.at["madry", ("ε = 0.3", "Clean")].plain == "90.00 ± 14.14 ‡"
+    assert accuracy.cells.at["Madry et al. [2018]", ("ε = 0.3", "Clean")].plain == "90.00 ± 14.14 ‡"
     assert (
         "‡ of other settings or code than the present: madry, ε = 0.3, seed 0 (training.lr 0.5 -> 0.05)."
         in accuracy.note
@@ -245,28 +250,93 @@ def test_the_committed_tables_are_what_a_plain_recount_of_the_images_gives(golde
     assert committed.loc["trades", "mean"].isna().all()
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed (texlive-latex-recommended)")
-def test_latex_sets_every_table_within_the_line(golden, mnist, write_study, tmp_path, monkeypatch):
+def tex_has(style: str) -> bool:
+    """Whether LaTeX is here, with a style file."""
+    return bool(shutil.which("pdflatex")) and subprocess.run(["kpsewhich", style], capture_output=True).returncode == 0
+
+
+def typeset(folder: Path, documentclass: str, body: str) -> str:
+    """What LaTeX says of a document, which it must accept."""
+    packages = r"\usepackage{booktabs,graphicx,siunitx,xcolor}"
+    document = rf"\documentclass{documentclass}{packages}\begin{{document}}{body}\end{{document}}"
+    (folder / "paper.tex").write_text(document)
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    result = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stdout
+    assert (folder / "paper.pdf").read_bytes().startswith(b"%PDF")
+    return result.stdout
+
+
+@pytest.mark.skipif(not tex_has("siunitx.sty"), reason="siunitx is not installed (texlive-science)")
+@pytest.mark.parametrize("documentclass", ["{article}", "[twocolumn]{article}"])
+def test_latex_sets_every_table_within_the_line(documentclass, golden, mnist, write_study, tmp_path, monkeypatch):
     table = {"dataset": "cifar10", "models": ["preactresnet18", "wrn-34-10"], "defenses": ["psat"], "seeds": [0, 1, 2]}
-    table |= {"epsilons": ["2/255", "4/255", "8/255"], "caption": r"A wide one: 100 % & $ # _ { } ~ ^ \ ."}
-    wide = Study(write_study({"tables": {"wide": table}}, "wide"))
+    table |= {"epsilons": ["2/255", "4/255", "8/255"], "caption": r"A wide one: 100 % & $ # _ { } ~ ^ \ [<|>]"}
+    wide = Study(write_study({"tables": {"wide": table, "plain": table | {"style": "paper"}}}, "wide"))
     for id in wide.file.tables["wide"].run_ids:
         write_run(wide.run(id), LABELS, ["apgd-ce"] * (id.seed + 1) + [""] * (9 - id.seed))
     files = []
     for study, here in ((wide, tmp_path), (mnist, tmp_path), (golden, tmp_path / "golden")):
         monkeypatch.chdir(here)
-        (name,) = study.file.tables
-        files += [path.with_suffix(".tex").resolve() for path in tables.write_table(study, name)]
-    inputs = "\n".join(rf"\input{{{path}}}" for path in files)
-    document = (
-        rf"\documentclass{{article}}\usepackage{{booktabs,graphicx,xcolor}}\begin{{document}}{inputs}\end{{document}}"
-    )
-    (tmp_path / "paper.tex").write_text(document)
-    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
-    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
-    assert result.returncode == 0, result.stdout
-    assert (tmp_path / "paper.pdf").read_bytes().startswith(b"%PDF")
-    assert "Overfull" not in result.stdout and "Missing character" not in result.stdout
+        for name, asked in study.file.tables.items():
+            files += [path.with_suffix(".tex").resolve() for path in tables.write_table(study, name)]
+            if len(asked.defenses) > 1:
+                files.append(comparisons.write_comparisons(study, name).with_suffix(".tex").resolve())
+    said = typeset(tmp_path, documentclass, "\n".join(rf"\input{{{path}}}\clearpage" for path in files))
+    assert len(files) == 6 + 4 + 4
+    assert "Overfull" not in said and "Missing character" not in said and "too large for page" not in said
+
+
+@pytest.mark.skipif(not (tex_has("siunitx.sty") and shutil.which("bibtex")), reason="LaTeX or siunitx is not installed")
+def test_every_work_can_be_cited(tmp_path):
+    shutil.copy(refs.REFERENCES, tmp_path / "all.bib")
+    typeset(tmp_path, "{article}", r"Works\nocite{*}\bibliographystyle{plain}\bibliography{all}")
+    said = subprocess.run(["bibtex", "paper"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "Warning" not in said and "error" not in said
+    typeset(tmp_path, "{article}", r"Works\nocite{*}\bibliographystyle{plain}\bibliography{all}")
+
+
+def test_a_study_cites_what_it_shows_and_every_defense_has_a_name(judged, mnist, write_study, tiny_study):
+    cited = re.findall(r"@\w+{(\w+),", refs.references(judged))
+    assert sorted(cited) == sorted(["sitawarin2021", "madry2018", "croce2020", "zou2008", "holm1979"])
+    tiny_study["tables"]["digits"] |= {"defenses": ["trades"], "landscapes": ["trades"]}
+    tiny_study["overrides"] = [{"set": {"training": {"awp": {"gamma": 0.01}}}}]
+    cited = re.findall(r"@\w+{(\w+),", refs.references(Study(write_study(tiny_study))))
+    assert sorted(cited) == sorted(["sitawarin2021", "zhang2019", "croce2020", "zou2008", "li2018", "wu2020"])
+    known = set(re.findall(r"^@\w+{(\w+),", refs.REFERENCES.read_text(), re.MULTILINE))
+    assert usual_names().keys() == defense_names()
+    assert {entry["work"] for entry in usual_names().values() if "work" in entry} <= known
+
+
+def test_the_papers_layout_has_means_alone_in_its_order(mnist, write_study):
+    content = yaml.safe_load(mnist.path.read_text())
+    content["tables"]["mnist"]["style"] = "paper"
+    sheet = sheets(Study(write_study(content)))[0]
+    assert list(sheet.cells.columns) == [(f"ε = {e}", name) for e in ("0.3", "0.450") for name in ("Clean", "Adv")]
+    assert list(sheet.cells.index) == ["Madry et al. [2018]", "P-SAT"]
+    assert [cell.plain for cell in sheet.cells.loc["P-SAT"]] == ["100.00", "90.00", "—", "—"]
+    assert not any(cell.spread or cell.below for cell in sheet.cells.to_numpy().flat)
+
+
+def test_ordinary_training_is_never_bold_and_every_note_is_sentences(write_study, tiny_study):
+    tiny_study["tables"]["digits"] |= {"defenses": ["standard", "madry", "psat"], "caption": "Digits"}
+    study = Study(write_study(tiny_study))
+    for defense, broken in (("standard", 0), ("madry", 1), ("psat", 2)):
+        write_run(study.run(f"digits/cnn/{defense}/eps0.3/seed0"), LABELS, ["square"] * broken + [""] * (10 - broken))
+    accuracy = sheets(study)[0]
+    assert [cell.best for cell in accuracy.cells["ε = 0.3", "Robust"]] == [False, True, False]
+    assert "ordinary training aside" in accuracy.note
+    for sheet in [*sheets(study), comparisons.sheet(study, "digits")]:
+        assert sheet.note.startswith("Digits. ") and sheet.note.endswith(".")
+
+
+def test_many_old_runs_leave_a_caption_that_can_be_read(judged):
+    for run in judged.runs[:3]:
+        path = run.folder / "run.json"
+        record = read_json(path)
+        write_json(path, record | {"made_of": record["made_of"] | {"code": {}}})
+    note = sheets(judged)[0].note
+    assert "; and 1 more." in note and note.count("seed") < 8
 
 
 def test_one_command_writes_all_tables_of_a_study(judged, capsys):
@@ -295,3 +365,10 @@ def test_trivial_means_constant_or_no_better():
     assert is_trivial(balanced)
     assert is_trivial(balanced.assign(prediction=[0, 0, 1, 1] * 25))
     assert not is_trivial(balanced.assign(prediction=balanced["label"]))
+
+
+def test_the_note_says_what_was_not_judged_in_float32(judged):
+    assert not any("float32" in sheet.note for sheet in sheets(judged))
+    path = judged.run("digits/cnn/madry/eps0.3/seed1").folder / "autoattack.json"
+    write_json(path, read_json(path) | {"precision": "tf32"})
+    assert "Judged 1 of 3 runs in tf32, not float32." in sheets(judged)[0].note

@@ -14,7 +14,7 @@ from helpers import PSAT, forget, results
 from sat_core.__main__ import main
 from sat_core.judge import attack_standing
 from sat_core.runs.data import load
-from sat_core.runs.evaluate import PARTS, evaluate
+from sat_core.runs.evaluate import PARTS, evaluate, precision_on
 from sat_core.runs.files import read_json, write_json
 from sat_core.runs.network import trained_model
 from sat_core.study import Study
@@ -42,7 +42,7 @@ def test_evaluation_agrees_with_autoattack_run_whole(trained):
     assert (table["broken_by"] == "").tolist() == (y_adv == y).tolist()
     assert table["label"].tolist() == y.tolist()
     assert table["prediction"].tolist() == model(x).argmax(1).tolist()
-    assert summary["n"] == 12 and summary["epsilon"] == "0.3"
+    assert summary["n"] == 12 and summary["epsilon"] == "0.3" and summary["precision"] == "float32"
     assert summary["clean"] == pytest.approx((table["broken_by"] != "clean").mean())
     assert summary["robust"] == pytest.approx((y_adv == y).float().mean().item())
     assert list(summary["after"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -50,6 +50,12 @@ def test_evaluation_agrees_with_autoattack_run_whole(trained):
     assert summary["weights"] == record["files"]["model.safetensors"]
     peak_by_now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     assert 150 < record["peak_memory_mb"]["main"] <= peak_by_now  # torch alone takes more than 150 MB
+
+
+def test_tf32_on_a_processor_is_float32_and_said_to_be(caplog):
+    assert precision_on(torch.device("cpu"), "tf32") == "float32"
+    assert "tf32 is not to be had on CPU" in caplog.text
+    assert precision_on(torch.device("cpu"), "float32") == "float32" and len(caplog.records) == 1
 
 
 def test_evaluating_an_untrained_run_says_what_to_do(tiny, capsys):

@@ -29,9 +29,9 @@ def test_a_run_that_diverges_costs_no_other_run_of_its_allocation(cluster, proje
     assert not any("madry" in name for name in first)
     assert len(cluster("squeue", "--states=all", "--noheader").splitlines()) == before + 1  # one allocation, once
     table = (it.results / "tables/digits.md").read_text().splitlines()
-    (blank,) = (line for line in table if line.startswith("| madry"))
+    (blank,) = (line for line in table if line.startswith("| Madry"))
     assert blank.split("|")[2].strip() == "—"
-    assert all("—" not in line for line in table if line.startswith(("| psat", "| standard", "| trades")))
+    assert all("—" not in line for line in table if line.startswith(("| P-SAT", "| Standard", "| Zhang")))
 
     again = it.snakemake(*retries, environment=cluster.environment, status=1)
     assert finished(it) == first, again  # the same files, not equal ones

@@ -119,7 +119,7 @@ def test_snakemake_plans_as_many_jobs_as_are_out_of_date(project):
         found, said = stale(project), project.snakemake("-n")
     assert f"train {PSAT} again: training.lr 0.05 -> 0.1" in said
     assert [why for path, why in found.items() if "/runs/" in path] == [f"train {PSAT} again: training.lr 0.05 -> 0.1"]
-    assert jobs(said) == {"train": 1, "evaluate": 1, "table": 1, "figure": 3, "report": 1}
+    assert jobs(said) == {"train": 1, "evaluate": 1, "table": 1, "compare": 1, "figure": 3, "report": 1}
 
 
 def test_a_copy_whose_files_are_of_another_time_has_nothing_to_do_and_an_edit_in_it_is_marked(project, tmp_path):
@@ -131,13 +131,13 @@ def test_a_copy_whose_files_are_of_another_time_has_nothing_to_do_and_an_edit_in
     assert "Nothing to be done" in copy.snakemake("-n")
     copy.python("-m", "sat_core", "table", "--study", "config/tiny.yaml")
     tables = {path.name: path.read_bytes() for path in (project.results / "tables").glob("digits*")}
-    assert len(tables) == 12
+    assert len(tables) == 16
     assert {path.name: path.read_bytes() for path in (copy.results / "tables").glob("digits*")} == tables
     with lr_of_psat(copy, 0.1):
         said = copy.python("-m", "sat_core", "table", "--study", "config/tiny.yaml")
         plan = copy.snakemake("-n")
-    rows = [line for line in said.splitlines() if line.startswith("| psat ")]
-    others = [line for line in said.splitlines() if line.startswith("| madry ")]
+    rows = [line for line in said.splitlines() if line.startswith("| P-SAT ")]
+    others = [line for line in said.splitlines() if line.startswith("| Madry ")]
     assert rows and others
     assert all(cell.strip().endswith("‡") for cell in rows[0].strip("|").split("|")[1:])
     assert not any("‡" in line for line in others)

@@ -141,7 +141,7 @@ def test_a_study_that_extends_another_trains_only_what_is_new(tmp_path):
     new = here / "digits/cnn/noisy/eps0.3/seed0/run.json"
     assert "adopted_from" not in new.read_text()
     table = (tmp_path / "here/results/more/tables/digits.md").read_text()
-    assert all(f"| {name}" in table for name in ("madry", "psat", "noisy"))
+    assert all(f"| {name}" in table for name in ("Madry et al. [2018]", "P-SAT", "noisy"))
     assert jobs(project.snakemake("-n", "--configfile", "config/more.yaml")) == {}
 
 

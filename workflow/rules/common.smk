@@ -16,7 +16,7 @@ try:
     from sat_core import workflow as sat
     from sat_core.errors import ConfigError
     from sat_core.report.kinds import FIGURES
-    from sat_core.study.file import PARTS
+    from sat_core.study.file import COMPARISONS, PARTS
 except ImportError as error:
     if "--lint" not in sys.argv:  # which needs the rules only, and works where nothing but Snakemake is
         raise WorkflowError(
@@ -25,6 +25,7 @@ except ImportError as error:
         )
     ConfigError, sat = ValueError, None
     STUDY, STUDY_FILE, RESULTS, TABLES, PARTS, FIGURES = None, "config/study.yaml", "results/study", [], ("",), {}
+    COMPARISONS = "-comparisons"
     GRES, MAX_MINUTES, MAX_MEM_MB = "", 0, 0
 
 

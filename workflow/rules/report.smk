@@ -27,6 +27,32 @@ rule table:
         "exec python -P -m sat_core table --study {params.study:q} --table {wildcards.table:q} > {log:q} 2>&1"
 
 
+rule compare:
+    input:
+        lambda wildcards: sat.results_of(study(), wildcards.table, "train", "evaluate"),
+    output:
+        multiext(f"{RESULTS}/tables/{{table}}{COMPARISONS}", ".md", ".csv", ".tex"),
+        report(
+            f"{RESULTS}/tables/{{table}}{COMPARISONS}.html",
+            caption="../report/comparisons.rst",
+            category="Tables",
+            labels={"table": f"{{table}}{COMPARISONS}"},
+        ),
+    log:
+        f"{RESULTS}/logs/compare/{{table}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compare/{{table}}.tsv"
+    localrule: True  # seconds; a job with many inputs in a group would make planning quadratic
+    conda:
+        "../../envs/sat-core.yaml"
+    params:
+        study=STUDY_FILE,
+    message:
+        "comparisons of {wildcards.table}"
+    shell:
+        "exec python -P -m sat_core compare --study {params.study:q} --table {wildcards.table:q} > {log:q} 2>&1"
+
+
 rule figure:
     input:
         lambda wildcards: sat.drawn_from(study(), wildcards.table, wildcards.kind),
@@ -38,6 +64,7 @@ rule figure:
             labels={"table": "{table}", "figure": "{kind}"},
         ),
         f"{RESULTS}/figures/{{table}}-{{kind}}.pdf",
+        f"{RESULTS}/figures/{{table}}-{{kind}}.csv",
     log:
         f"{RESULTS}/logs/figure/{{table}}-{{kind}}.log",
     benchmark:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,11 +27,12 @@ STYLE = {
     "savefig.dpi": 200,
     "pdf.fonttype": 42,  # TrueType: many venues refuse the Type 3 that is usual
 }
-WIDTH = 5.9
-"""Inches: the text width of a common page, so that nothing is scaled down and the fonts stay legible."""
+NARROW = 4.0
+"""Inches: figures for one column of two have the smaller letters that are usual there."""
 COLOURS = ["#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00"]
 """Okabe and Ito's palette, which the colour-blind can tell apart."""
 RED = "#C00000"
+LAST = ("trivial", "published")
 MARKERS = "osD^vP*X<>phd8H"
 PAIRS = [(colour, MARKERS[(i + 7 * turn) % len(MARKERS)]) for turn in range(8) for i, colour in enumerate(COLOURS)]
 """All different; seven in a row differ in both colour and marker."""
@@ -39,6 +41,19 @@ STYLED = (
     *("epsilon_curriculum", "fat", "mart", "pas", "gairat", "mail", "score", "step_curriculum", "loss_curriculum"),
 )
 """Defenses in the order in which they have been given their looks; new ones come last."""
+
+
+class Drawing(NamedTuple):
+    """A figure, and the numbers that it shows, one row each."""
+
+    figure: Figure
+    data: pd.DataFrame
+
+
+def rc(study: Study) -> dict[str, Any]:
+    """Matplotlib's settings, with letters that read at the width at which the figure will be printed."""
+    narrow = study.file.figure_width < NARROW
+    return STYLE | ({"font.size": 8, "legend.handletextpad": 0.4, "legend.columnspacing": 1.0} if narrow else {})
 
 
 def appearance(study: Study, table: Table) -> dict[str, tuple[str, str]]:
@@ -56,14 +71,35 @@ def appearance(study: Study, table: Table) -> dict[str, tuple[str, str]]:
     return {name: looks[name] for name in table.defenses}
 
 
-def panels(rows: int, columns: int, height: float, **sharing: Any) -> tuple[Figure, np.ndarray]:
-    """A figure of a given height (inches), as wide as the text of a page, and its axes (rows, columns)."""
-    return plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **sharing)
+def panels(
+    study: Study, rows: int, columns: int, height: float, least: float = 1.4, sharex: bool = True, sharey: bool = True
+) -> tuple[Figure, np.ndarray, range]:
+    """A figure as wide as the study wants it, its axes (rows, columns), and the columns that begin a line.
+
+    Columns that would be narrower than ``least`` inches go into a further line of panels, each ``height`` inches high.
+    ``sharex``: all panels of a column have one x axis; ``sharey``: all of a row one y axis.
+    """
+    across = min(columns, max(int(study.file.figure_width / least), 1))
+    lines = math.ceil(columns / across)
+    size = study.file.figure_width, height * lines
+    figure, grid = plt.subplots(rows * lines, across, figsize=size, squeeze=False)
+    axes = np.empty((rows, columns), dtype=object)
+    for row, column in np.ndindex(rows, columns):
+        axis = axes[row, column] = grid[column // across * rows + row, column % across]
+        if sharex and row:
+            axis.sharex(axes[0, column])
+            axes[row - 1, column].tick_params(labelbottom=False)
+        if sharey and column:
+            axis.sharey(axes[row, 0])
+            axis.tick_params(labelleft=column % across == 0)
+    for axis in set(grid.flat) - set(axes.flat):
+        axis.remove()
+    return figure, axes, range(0, columns, across)
 
 
-def blocks(ids: list[RunId]) -> list[tuple[str, Epsilon]]:
+def blocks(table: Table) -> list[tuple[str, Epsilon]]:
     """What is never drawn over one another: runs of another model or another epsilon."""
-    return list(dict.fromkeys((id.model, id.epsilon) for id in ids))
+    return list(dict.fromkeys((id.model, id.epsilon) for id in table.run_ids))
 
 
 def in_block(rows: pd.DataFrame, model: str, epsilon: Epsilon, defense: str | None = None) -> pd.DataFrame:
@@ -78,15 +114,13 @@ def heading(table: Table, model: str, epsilon: Epsilon, between: str = ", ") -> 
 
 
 def draw_points(axis, x, y, trivial, colour: str, marker: str, label: str, line: bool = False) -> None:
-    """Markers, hollow where trivial, with a legend entry for each kind there is; joined if ``line``."""
+    """Filled markers, ringed in red where trivial; joined if ``line``."""
     if line:
         axis.plot(x, y, color=colour, lw=1.3, alpha=0.8)
-    for hollow in sorted(set(trivial)):
-        fill = "white" if hollow else colour
-        chosen, text = trivial == hollow, f"{label} (trivial)" if hollow else label
-        axis.scatter(
-            x[chosen], y[chosen], marker=marker, s=24, facecolors=fill, edgecolors=colour, zorder=3, label=text
-        )
+    axis.scatter(x, y, marker=marker, s=24, color=colour, alpha=0.85, zorder=3, label=label)
+    if any(trivial):
+        ring = {"marker": "o", "s": 70, "facecolors": "none", "edgecolors": RED, "linewidths": 1.2}
+        axis.scatter(x[trivial], y[trivial], **ring, zorder=4, label="trivial")
 
 
 def existing(study: Study, ids: list[RunId], stage: str, arrays: str = "") -> dict[RunId, dict]:
@@ -102,7 +136,9 @@ def existing(study: Study, ids: list[RunId], stage: str, arrays: str = "") -> di
 
 
 def legend(figure: Figure, *axes: plt.Axes) -> None:
-    """One legend for the whole figure, above it, where it hides no data."""
+    """One legend for the whole figure, above it, where it hides no data; what is no defense comes last."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
+        labels = sorted(handles, key=lambda label: label in LAST)
+        columns = max(int(figure.get_figwidth() / 1.5), 1)
+        figure.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=columns)

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from sat_core.fields import Count, Frozen, Natural
 
+Precision = Literal["float32", "tf32"]
+
 
 class Evaluation(Frozen):
     """AutoAttack, `standard`, L_inf, on the test images."""
@@ -16,6 +18,9 @@ class Evaluation(Frozen):
     images: Count | None = Field(None, description="the first so many test images; all of them if absent")
     batch_size: Count = 512
     seed: Natural = 0
+    precision: Precision = Field(
+        "float32", description="of the layers; tf32 where a GPU has it, float32 elsewhere: the record says which"
+    )
     weights: list[Literal["best", "last"]] = Field(
         ["best"], description="the epochs to judge: the selected one, and the last beside it (robust overfitting)"
     )

@@ -1,0 +1,95 @@
+"""What must be known beside a table, in sentences."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from sat_core.report.render import MISSING, STALE, TRIVIAL
+from sat_core.study import Study
+from sat_core.study.file import Table
+
+TOLD = 2
+"""Runs of other settings or code of which the note says why; a caption in LaTeX cannot be longer than a page."""
+
+
+def about(table: Table, rows: pd.DataFrame, how: str) -> str:
+    """What was measured."""
+    images = "/".join(str(n) for n in sorted(set(rows["n"]))) or "no"
+    models = f"model{'s' * (len(table.networks) > 1)} {', '.join(table.networks)}"
+    return f"{caption(table)} Accuracy in % on {images} test images of {table.dataset}, {models}. {how}".strip()
+
+
+def caption(table: Table) -> str:
+    """What the study says of the table, as a sentence."""
+    return f"{table.caption.rstrip(' .')}." if table.caption else ""
+
+
+def over_seeds(table: Table) -> str:
+    """How many numbers are behind one."""
+    count = len(table.seeds)
+    return f"Each number is of {'one seed' if count == 1 else f'{count} seeds: mean ± standard deviation'}."
+
+
+def devices(rows: pd.DataFrame) -> str:
+    """What the runs ran on."""
+    return ", ".join(sorted(set(rows["device"]))) or "no device yet"
+
+
+def reading(study: Study, table: Table, rows: pd.DataFrame) -> list[str]:
+    """What bold, red and dashes mean."""
+    ordinary = any(study.base_defense(name) == "standard" for name in table.defenses)
+    aside = "trivial classifiers and ordinary training aside" if ordinary else "trivial classifiers aside"
+    trivial = "at least one seed ended" if len(table.seeds) > 1 else "training ended"
+    return [
+        f"Bold is the best of a column, {aside}.",
+        f"{TRIVIAL} (red): {trivial} as a trivial classifier, which is constant, or no better than a constant.",
+        missing(table, rows),
+        standing(rows),
+        precisions(rows),
+    ]
+
+
+def missing(table: Table, rows: pd.DataFrame) -> str:
+    """How many runs the table still lacks, or nothing."""
+    lacking, all_ = len(table.run_ids) - len(rows), len(table.run_ids)
+    return f"{lacking} of {all_} runs {'is' if lacking == 1 else 'are'} missing, marked {MISSING}." if lacking else ""
+
+
+def standing(rows: pd.DataFrame) -> str:
+    """Which runs are of other settings or code than the present, and which a user accepted so; or nothing."""
+    other = rows[rows["stale"].ne("")]
+    told = [f"{a.defense}, ε = {a.epsilon}, seed {a.seed} ({a.stale})" for a in other.head(TOLD).itertuples()]
+    told += [f"and {len(other) - TOLD} more"] if len(other) > TOLD else []
+    text = f"{STALE} of other settings or code than the present: {'; '.join(told)}." if told else ""
+    accepted = int(rows["accepted"].astype(bool).sum())
+    return f"{text} {accepted} runs were accepted under later code: see run.json.".strip() if accepted else text
+
+
+def precisions(rows: pd.DataFrame) -> str:
+    """What networks computed in while they were judged, unless all did in float32."""
+    used = rows[rows["precision"].ne("float32")].groupby("precision", sort=True)["defense"].count()
+    told = [f"{count} of {len(rows)} runs in {precision}" for precision, count in used.items()]
+    return f"Judged {', '.join(told)}, not float32." if told else ""
+
+
+def externals(rows: pd.DataFrame) -> str:
+    """Which rows were not trained here, and where their weights are from; or nothing."""
+    found = rows[rows["external"].ne("")].drop_duplicates("defense")
+    told = [f"{a.defense} ({a.external})" for a in found.itertuples()]
+    return f"External: not trained here, judged as they are: {'; '.join(told)}." if told else ""
+
+
+def doubts(rows: pd.DataFrame) -> str:
+    """What AutoAttack itself warns of, or nothing."""
+    flagged = rows[rows["flags"].ne("")]
+    told = [f"{a.defense}, ε = {a.epsilon}, seed {a.seed} ({a.flags})" for a in flagged.itertuples()]
+    return f"AutoAttack warns that it may be too kind to: {'; '.join(told)}." if told else ""
+
+
+def sources(data: pd.DataFrame) -> str:
+    """Where the published numbers come from, or nothing."""
+    known = data.dropna(subset=["label"])[["label", "source"]].drop_duplicates()
+    told = [
+        f"“{label}” has published numbers, and in brackets ours minus them: {source}." for label, source in known.values
+    ]
+    return " ".join(told)
