@@ -198,8 +198,8 @@ def cost_sheet(table: Table, rows: pd.DataFrame) -> Sheet:
     note = [
         f"{caption(table)} Cost of training on {devices(rows)}. {over_seeds(table)}",
         "An epoch includes its validation. PGD steps are those of a sample, over the whole training; what is saved is",
-        f"the share of the attack's steps that stopping samples early has saved (n/a: {no_cost}). Memory is the peak of",
-        "the process.",
+        f"the share of the attack's steps that stopping samples early has saved (n/a: {no_cost}). Memory is the "
+        "peak of the process.",
         missing(table, rows),
     ]
     return Sheet(without_one_model(table, cells), " ".join(filter(None, note)).strip(), data)
