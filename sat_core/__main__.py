@@ -12,7 +12,7 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sat_core.errors import ConfigError, Hopeless, Interrupted, unknown
 from sat_core.report.kinds import FIGURES
@@ -55,6 +55,12 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--samples", type=positive, default=64, metavar="N", help="images to look at; 64 if not given")
     add_run(verb("curvature", "measure the Hessian of a trained run's adversarial loss"))
     add_run(verb("landscape", "lay planes through a trained run's loss"))
+    export = verb("export", "write a judged run in the form in which a model zoo takes it")
+    add_run(export)
+    export.add_argument("--format", required=True, choices=["robustbench"], help="whose form")
+    export.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where to; robustbench/ in the run's folder if not given"
+    )
     accept = verb("accept", "declare finished results valid under today's code, on record: who, when, what changed")
     add_run(accept, required=False)
     table = verb("table", "write tables as csv, md, tex and html from the results there are, and print them")
@@ -67,7 +73,28 @@ def parser() -> argparse.ArgumentParser:
     status = verb("status", "say where every run is; exits 0 if all is complete, else 1")
     status.add_argument("--watch", action="store_true", help="until all is complete, or Ctrl-C")
     verb("report", "write the study's report.html, and any table or figure that is missing or out of date")
+    add_judge(verbs)
     return top
+
+
+def add_judge(verbs: Any) -> None:
+    """The verb that needs no study."""
+    text = "judge a network that was not trained here, alone: verdict, records and model card in one folder"
+    judge = verbs.add_parser("judge", help=text, description=text)
+    for name, form, help in (
+        ("model", "NETWORK", "FILE.py:FUNCTION, the name of a network, or robustbench:NAME"),
+        ("weights", "FILE", ".safetensors or .pt, nothing but tensors"),
+        ("dataset", "NAME", "such as cifar10; its test images"),
+        ("epsilon", "NUMBER", "in pixel units, such as 8/255"),
+        ("out", "FOLDER", "where the results go; the same again goes on from there"),
+    ):
+        judge.add_argument(f"--{name}", required=True, metavar=form, help=help)
+    judge.add_argument("--images", type=positive, metavar="N", help="the first N test images; all of them if not given")
+    for name in ("mean", "std"):
+        judge.add_argument(
+            f"--{name}", nargs="+", metavar="NUMBER", help="per channel, if it does not normalise inside"
+        )
+    judge.add_argument("--prefix", help="of the weights' names in the file, where it is not found by itself")
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -101,12 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C; training does better, and saves first
         signal.signal(number, _stop)
     try:
-        study = Study(options.study)
-        if options.verb not in ("check", "plan", "status"):
-            folder.claim(study)
-        run = study.run(options.run) if getattr(options, "run", None) else None
+        study, run = asked(options)
         try:
-            return dispatch(options, study)
+            return dispatch(options, study, run)
         except Exception as error:
             if run is None:
                 raise
@@ -114,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
                 folder.count_interruption(run)
             if out_of_memory(error) and re.search("cuda|cudnn|cublas", str(error).lower()):
                 error = Hopeless(out_of_memory(error, options.verb))
-            if isinstance(error, Hopeless):
+            if isinstance(error, Hopeless) and options.verb in folder.STAGES:
                 folder.give_up(run, options.verb, error)
             raise error from None
     except ConfigError as error:
@@ -129,6 +153,34 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: {out_of_memory(error, options.verb)}", file=sys.stderr)
         return 2
+
+
+def asked(options: argparse.Namespace) -> tuple[Study, Run | None]:
+    """The study, which is found to be valid here, and the run, if one is meant."""
+    if options.verb != "judge":
+        study = Study(options.study)
+        if options.verb not in ("check", "plan", "status"):
+            folder.claim(study)
+        return study, study.run(options.run) if getattr(options, "run", None) else None
+    from sat_core.runs.judge import alone
+
+    external = {key: getattr(options, key) for key in ("model", "weights", "mean", "std", "prefix")}
+    return alone(Path(options.out), options.dataset, options.epsilon, external, options.images)
+
+
+def judge(study: Study, run: Run) -> None:
+    """Bring the network in, judge it, write its card and print that."""
+    from sat_core.report.card import NAME, write_card
+
+    if not done(run, "train"):
+        from sat_core.runs.check import check
+        from sat_core.runs.train import train
+
+        check(study, [run])
+        train(run)
+    finish(run, "evaluate")
+    write_card(run)
+    print((run.folder / NAME).read_text(encoding="utf-8"))
 
 
 def out_of_memory(error: Exception, verb: str = "") -> str:
@@ -176,7 +228,7 @@ def ahead(study: Study, run: Run) -> None:
                 logging.warning("%s of %s is left to its own job: %s", stage, run.id.path, error)
 
 
-def dispatch(options: argparse.Namespace, study: Study) -> int:
+def dispatch(options: argparse.Namespace, study: Study, only: Run | None) -> int:
     """Call the verb's function and return the status.
 
     Each is imported only when asked for, because torch takes seconds to load.
@@ -225,6 +277,13 @@ def dispatch(options: argparse.Namespace, study: Study) -> int:
             for run in [study.run(options.run)] if options.run else study.runs:
                 for accepted in folder.accept(run):
                     print(f"{run.id.path}: {accepted}")
+        case "judge" if only is not None:
+            judge(study, only)
+        case "export":
+            from sat_core.runs.export import export
+
+            run = study.run(options.run)
+            print(*export(run, options.out or run.folder / options.format), sep="\n")
         case "report":
             from sat_core.report.page import write_report
 

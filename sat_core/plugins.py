@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -27,13 +28,7 @@ class Plugin(NamedTuple):
 @cache
 def read(path: Path) -> Plugin:
     """What the file offers; raises ConfigError where it is missing, is no Python, or offers nothing."""
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"plugin {path}: cannot be read: {error.strerror}") from None
-    except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"plugin {path}: not valid Python: {error}") from None
-    public = [node for node in tree.body if not getattr(node, "name", "_").startswith("_")]
+    public = [node for node in _parsed(path).body if not getattr(node, "name", "_").startswith("_")]
     classes = [node for node in public if isinstance(node, ast.ClassDef) and node.bases]
     modules = [node for node in classes if any(ast.unparse(base).endswith("Module") for base in node.bases)]
     functions = [node for node in public if isinstance(node, ast.FunctionDef)]
@@ -46,6 +41,29 @@ def read(path: Path) -> Plugin:
             f"plugin {path}: holds neither a subclass of Defense nor a function (image, classes) that makes a network"
         )
     return found
+
+
+def _parsed(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"plugin {path}: cannot be read: {error.strerror}") from None
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"plugin {path}: not valid Python: {error}") from None
+
+
+@cache
+def names(path: Path) -> frozenset[str]:
+    """The functions and classes of a file, also those that it imports; raises ConfigError as :func:`read` does."""
+    nodes = _parsed(path).body
+    own = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    imports = [alias for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+    return frozenset(own | {alias.asname or alias.name for alias in imports})
+
+
+def beside(study: Path, name: str) -> str:
+    """A file named as seen from a study's file, as seen from the working directory."""
+    return Path(os.path.relpath(study.parent / name)).as_posix()
 
 
 @cache

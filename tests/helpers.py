@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import yaml
+from PIL import Image
 
 from sat_core.judge import ATTACKS
 from sat_core.runs import folder
@@ -173,3 +175,13 @@ def jobs(said: str) -> dict[str, int]:
     lines = said.partition("Job stats:")[2].splitlines()[3:]
     rows = [line.split() for line in lines[: next(i for i, line in enumerate(lines) if not line.strip())]]
     return {row[0]: int(row[1]) for row in rows if row[0] not in ("total", "all")}
+
+
+def folder_of_images(folder: Path, images: np.ndarray, labels: Sequence[int] | None = None, classes: int = 4) -> None:
+    """Write images uint8 (N, H, W, 3) as class folders, in turn if no labels are given; for training and for test."""
+    for part in ("train", "test"):
+        for label in range(classes):
+            (folder / part / f"class{label}").mkdir(parents=True)
+        for i, pixels in enumerate(images):
+            label = i % classes if labels is None else labels[i]
+            Image.fromarray(pixels).save(folder / part / f"class{label}" / f"{i:03}.png")

@@ -24,7 +24,7 @@ from sat_core.study import Study
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/loop.md", "docs/tutorial.md")
 MODULES = (
-    *("fields", "attacks", "difficulty", "judge", "defenses", "models"),
+    *("fields", "attacks", "difficulty", "judge", "sanity", "defenses", "models"),
     *("hessian", "hessian.objective", "hessian.planes"),
 )
 RESULTS = {"Perturbation", "Verdict"}
@@ -80,7 +80,8 @@ def test_the_tutorial_leads_to_a_table(tmp_path):
     runs = re.findall(r"^    (digits/\S+)$", page, re.MULTILINE)
     for part in ("sat_core", "config"):
         shutil.copytree(REPOSITORY / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "sat_core/defenses/margin.py").write_text(code, encoding="utf-8")
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab/margin.py").write_text(code, encoding="utf-8")
     short = {"data": {"train_images": 400}, "attack": {"steps": 1}, "evaluation": {"images": 12}}
     for name, options in (("margin", {}), ("typo", {"temprature": 2})):
         extra = [{"set": short}, {"where": {"defense": "margin"}, "set": {"options": options}}]

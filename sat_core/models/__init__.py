@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -62,8 +64,9 @@ def build(
 ) -> Normalized:
     """The network ``name`` for images of a shape, freshly initialised from torch's global RNG.
 
-    ``file``: the plugin that its function is in, if it is none of the package's. Raises ConfigError for an unknown
-    name, and for a network that does not fit the images.
+    ``file``: the Python file that its function is in, if it is none of the package's, or ``robustbench``. What makes it
+    is called with (image, classes), or with nothing if it needs nothing. Raises ConfigError for an unknown name, and
+    for a network that does not fit the images.
 
     Example:
         >>> import torch
@@ -72,21 +75,42 @@ def build(
         >>> model(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
-    if file is None and name not in names():
-        raise ConfigError(unknown("model", name, names()))
+    make = _builder(name, file)
     channels, height, width = image
     if not len(mean) == len(std) == channels:
         raise ConfigError(f"data.mean and data.std need one number for each of the {channels} channels")
-    function = name.replace("-", "_")
-    module = importlib.import_module(f"{__name__}.{function}") if file is None else plugins.load(file)
-    builder = getattr(module, function if file is None else name)
     try:
-        model = Normalized(builder(image, classes), mean, std)
+        network = make(image, classes) if _takes_arguments(name, make) else make()
+        if not isinstance(network, nn.Module):
+            raise ConfigError(f"model '{name}' makes no torch module: {type(network).__name__}")
+        model = Normalized(network, mean, std)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(
             f"model '{name}' does not fit images of {channels}x{height}x{width} (C x H x W): {error}"
         ) from None
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _builder(name: str, file: str | None) -> Callable[..., nn.Module]:
+    if file == "robustbench":
+        return importlib.import_module(f"{__name__}._robustbench").builder(name)
+    if file is not None:
+        return getattr(plugins.load(file), name)
+    if name not in names():
+        raise ConfigError(unknown("model", name, names()))
+    function = name.replace("-", "_")
+    return getattr(importlib.import_module(f"{__name__}.{function}"), function)
+
+
+def _takes_arguments(name: str, make: Callable[..., nn.Module]) -> bool:
+    """Whether it is to be called with (image, classes): what it needs decides."""
+    parameters = inspect.signature(make).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(needed) not in (0, 2):
+        raise ConfigError(f"model '{name}' needs ({', '.join(needed)}): (image, classes) is expected, or nothing")
+    return bool(needed)
 
 
 def compute_in(precision: Literal["float32", "bfloat16", "tf32"], model: Normalized) -> None:

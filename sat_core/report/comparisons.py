@@ -47,7 +47,7 @@ def compare(study: Study, name: str) -> pd.DataFrame:
     """
     table = study.file.tables[name]
     rows = []
-    for model in table.models:
+    for model in table.networks:
         for epsilon in table.epsilons:
             ids = [id for id in table.run_ids if (id.model, id.epsilon) == (model, epsilon)]
             judged = {id: right for id in ids if (right := answers(study.run(id))) is not None}

@@ -15,7 +15,7 @@ TOLD = 2
 def about(table: Table, rows: pd.DataFrame, how: str) -> str:
     """What was measured."""
     images = "/".join(str(n) for n in sorted(set(rows["n"]))) or "no"
-    models = f"model{'s' * (len(table.models) > 1)} {', '.join(table.models)}"
+    models = f"model{'s' * (len(table.networks) > 1)} {', '.join(table.networks)}"
     return f"{caption(table)} Accuracy in % on {images} test images of {table.dataset}, {models}. {how}".strip()
 
 
@@ -70,6 +70,13 @@ def precisions(rows: pd.DataFrame) -> str:
     used = rows[rows["precision"].ne("float32")].groupby("precision", sort=True)["defense"].count()
     told = [f"{count} of {len(rows)} runs in {precision}" for precision, count in used.items()]
     return f"Judged {', '.join(told)}, not float32." if told else ""
+
+
+def externals(rows: pd.DataFrame) -> str:
+    """Which rows were not trained here, and where their weights are from; or nothing."""
+    found = rows[rows["external"].ne("")].drop_duplicates("defense")
+    told = [f"{a.defense} ({a.external})" for a in found.itertuples()]
+    return f"External: not trained here, judged as they are: {'; '.join(told)}." if told else ""
 
 
 def doubts(rows: pd.DataFrame) -> str:

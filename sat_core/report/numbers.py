@@ -44,6 +44,7 @@ def results(study: Study, table: Table) -> pd.DataFrame:
         "n",
         "trivial",
         "flags",
+        "external",
         "precision",
         "device",
         "stale",
@@ -67,10 +68,19 @@ def evaluated(run: Run) -> dict[str, Any] | None:
         "n": summary["n"],
         "trivial": is_trivial(images),
         "flags": ", ".join(summary.get("flags", ())),
+        "external": elsewhere(run),
         "precision": summary.get("precision", "float32"),
         "device": summary["device"],
         **standing(run),
     }
+
+
+def elsewhere(run: Run) -> str:
+    """Where the weights are from, and what speaks against a verdict on them; "" if they were trained here."""
+    about = (folder.record_of(run, "train") or {}).get("external")
+    if about is None:
+        return ""
+    return "; ".join([f"{about['file']}, SHA-256 {about['weights'][:12]}", *about["doubts"]])
 
 
 def standing(run: Run) -> dict[str, Any]:
@@ -88,6 +98,9 @@ def costs(study: Study, table: Table) -> pd.DataFrame:
     """
     rows = []
     for run, record, history in trained(study, table):
+        if run.external is not None:
+            rows.append(address(run) | {"device": record["device"]})
+            continue
         memory, steps = record.get("peak_memory_mb", {}), history["steps"].mean()
         row = {
             "epoch_seconds": history["seconds"].mean(),
@@ -103,7 +116,8 @@ def costs(study: Study, table: Table) -> pd.DataFrame:
 
 def histories(study: Study, table: Table) -> pd.DataFrame:
     """The training histories of the table's complete runs, one row an epoch, with the address of the run."""
-    frames = [history.assign(**address(run)) for run, _, history in trained(study, table)]
+    found = [(run, history) for run, _, history in trained(study, table) if run.external is None]
+    frames = [history.assign(**address(run)) for run, history in found]
     return pd.concat(frames) if frames else pd.DataFrame(columns=ADDRESS)
 
 
@@ -135,7 +149,7 @@ def summarise(table: Table, rows: pd.DataFrame, measures: list[str]) -> pd.DataF
     over_seeds = long.groupby([*ADDRESS[:3], "measure"], sort=False)["value"]
     cells = over_seeds.agg(["mean", "std"]).assign(seeds=over_seeds.size())
     epsilons = [epsilon.text for epsilon in table.epsilons]
-    every = [(m, d, e, name) for m in table.models for d in table.defenses for e in epsilons for name in measures]
+    every = [(m, d, e, name) for m, d in table.rows for e in epsilons for name in measures]
     cells = cells.reindex(pd.MultiIndex.from_tuples(every, names=[*ADDRESS[:3], "measure"])).reset_index()
     return cells.fillna({"seeds": 0}).astype({"seeds": int})
 

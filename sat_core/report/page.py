@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from markupsafe import Markup
 
 from sat_core.errors import ConfigError
 from sat_core.report import comparisons, figures, numbers, products, tables
+from sat_core.report.card import write_card
 from sat_core.report.kinds import FIGURES
 from sat_core.runs import folder
 from sat_core.runs.files import atomic
@@ -46,7 +48,9 @@ class Entry:
         if self.problems:
             return "✗ " + ", ".join(problem.partition(":")[0] for problem in self.problems)
         state = "† trivial" if self.result["trivial"] else "✓ complete"
-        return f"{state}, accepted under other code" if self.accepted else state
+        more = {"external": self.run.external, "AutoAttack warns": self.result["flags"]}
+        more |= {"accepted under other code": self.accepted}
+        return ", ".join([state, *(word for word, holds in more.items() if holds)])
 
 
 def write_report(study: Study) -> list[str]:
@@ -55,6 +59,9 @@ def write_report(study: Study) -> list[str]:
     Whatever a table, a figure or a run lacks is said in its place. The same results give the same bytes.
     """
     problems = refresh(study)
+    for run in study.runs:
+        with contextlib.suppress(ConfigError):  # what is damaged, the page says
+            write_card(run)
     entries = [describe(study, run) for run in study.runs]
     products.report(study).write(lambda: write_page(study, entries, problems))
     return problems + [f"{e.run.id.path}: {problem}" for e in entries if e.damaged for problem in e.problems]

@@ -20,6 +20,7 @@ from sat_core.report.notes import (
     caption,
     devices,
     doubts,
+    externals,
     missing,
     over_seeds,
     precisions,
@@ -49,7 +50,10 @@ def accuracy_cells(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
     """The csv behind the accuracies: one row a cell and accuracy, in %, with what has been published about it."""
     cells = summarise(table, rows, list(AFTER)).rename(columns={"measure": "accuracy"})
     shared = rows.groupby(ADDRESS[:3], as_index=False).agg(
-        trivial_seeds=("trivial", "sum"), test_images=("n", "first"), stale_seeds=("stale", lambda of: of.ne("").sum())
+        trivial_seeds=("trivial", "sum"),
+        test_images=("n", "first"),
+        stale_seeds=("stale", lambda of: of.ne("").sum()),
+        external=("external", "first"),
     )
     cells = cells.merge(shared, "left", ADDRESS[:3])
     for column in ("trivial_seeds", "stale_seeds", "test_images"):
@@ -99,7 +103,7 @@ def main_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFram
     """
     data = data[data["accuracy"].isin(["clean", "robust"])]
     columns = pd.MultiIndex.from_product([[f"ε = {e}" for e in table.epsilons], ["Clean", "Robust"]])
-    cells = frame(pd.MultiIndex.from_product([table.models, table.defenses]), columns)
+    cells = frame(pd.MultiIndex.from_tuples(table.rows), columns)
     for cell, is_best in zip(data.itertuples(), best(study, data), strict=True):
         below = {"95 %": f"[{cell.low:.1f}, {cell.high:.1f}]"} if cell.seeds else {}
         if not math.isnan(cell.last):
@@ -108,8 +112,9 @@ def main_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFram
             below["seeds"] = str(cell.seeds)
         content = number(cell, "{:.2f}", below | beside(cell), is_best)
         cells.at[(cell.model, cell.defense), (f"ε = {cell.epsilon}", cell.accuracy.title())] = content
-    if 1 < len(table.models) <= MOST_COLUMNS / len(columns):
-        cells = pd.concat({model: cells.loc[model] for model in table.models}, axis=1)
+    has_holes = len(table.rows) < len(table.networks) * len(table.defenses)
+    if 1 < len(table.networks) <= MOST_COLUMNS / len(columns) and not has_holes:
+        cells = pd.concat({model: cells.loc[model] for model in table.networks}, axis=1)
     else:
         cells = without_one_model(table, cells)
     origin = "other test images" if len(table.seeds) == 1 else "other test images and other seeds"
@@ -118,6 +123,7 @@ def main_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFram
         f"Below each stands its 95 % interval, for {origin}.",
         *reading(study, table, rows),
         doubts(rows),
+        externals(rows),
         sources(data),
     ]
     return Sheet(cells, " ".join(filter(None, note)), data)
@@ -127,7 +133,7 @@ def paper_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFra
     """The paper's layout, to be laid over its tables: means alone, (Clean, Adv) side by side for each epsilon."""
     data = data[data["accuracy"].isin(["clean", "robust"])]
     columns = pd.MultiIndex.from_product([[f"ε = {e}" for e in table.epsilons], ["Clean", "Adv"]])
-    cells = frame(pd.MultiIndex.from_product([table.models, table.defenses]), columns)
+    cells = frame(pd.MultiIndex.from_tuples(table.rows), columns)
     for cell, is_best in zip(data.itertuples(), best(study, data), strict=True):
         title = "Clean" if cell.accuracy == "clean" else "Adv"
         content = replace(number(cell, "{:.2f}", best=is_best), spread="")
@@ -188,11 +194,12 @@ def cost_sheet(table: Table, rows: pd.DataFrame) -> Sheet:
         title, form = COST[cell.measure]
         content = Cell("n/a") if math.isnan(cell.mean) else number(cell, form)
         cells.at[(cell.model, f"ε = {cell.epsilon}", cell.defense), title] = content
+    no_cost = "no attack, or not trained here" if table.has_externals else "no attack"
     note = [
         f"{caption(table)} Cost of training on {devices(rows)}. {over_seeds(table)}",
         "An epoch includes its validation. PGD steps are those of a sample, over the whole training; what is saved is",
-        "the share of the attack's steps that stopping samples early has saved (n/a: no attack). Memory is the peak of",
-        "the process.",
+        f"the share of the attack's steps that stopping samples early has saved (n/a: {no_cost}). Memory is the "
+        "peak of the process.",
         missing(table, rows),
     ]
     return Sheet(without_one_model(table, cells), " ".join(filter(None, note)).strip(), data)
@@ -206,12 +213,13 @@ def frame(index: pd.Index, columns: pd.Index) -> pd.DataFrame:
 def long_index(table: Table) -> pd.MultiIndex:
     """Rows of the tables in which epsilons, too, are below each other."""
     epsilons = [f"ε = {epsilon}" for epsilon in table.epsilons]
-    return pd.MultiIndex.from_product([table.models, epsilons, table.defenses])
+    every = [(model, e, defense) for e in epsilons for model, defense in table.rows]
+    return pd.MultiIndex.from_tuples(sorted(every, key=lambda row: table.networks.index(row[0])))
 
 
 def without_one_model(table: Table, cells: pd.DataFrame) -> pd.DataFrame:
     """A model that all rows share is named in the note."""
-    return cells.droplevel(0) if len(table.models) == 1 else cells
+    return cells.droplevel(0) if len(table.networks) == 1 else cells
 
 
 def number(cell: Any, form: str, below: dict[str, str] | None = None, best: bool = False) -> Cell:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 from sat_core import defenses, models
 from sat_core.errors import ConfigError
+from sat_core.runs import external
 from sat_core.runs.data import PUBLIC
 from sat_core.study import Run, Study
 
@@ -23,18 +24,26 @@ def check(study: Study, runs: Iterable[Run]) -> None:
                 f"{study.path}: data and validation must be the same for all runs of '{run.dataset}', but "
                 f"{run.id.path} and {first.id.path} differ"
             )
-        network = (run.model, run.data.model_dump_json())
+        network = (str(run.external or run.model), run.data.model_dump_json())
         defense = (run.base, json.dumps(run.options), run.training.model_dump_json())
         try:
-            if defense not in seen:
+            if defense not in seen and run.external is None:
                 check_defense(run)
             if network not in seen:
-                models.check(run.model, **run.data.network, file=run.model_file)
+                check_network(run)
             check_counts(run)
             check_extras(run)
         except ConfigError as error:
             raise ConfigError(f"{study.path}, {run.id.path}: {error}") from None
         seen |= {network, defense}
+
+
+def check_network(run: Run) -> None:
+    """Raise ConfigError unless the network accepts the images, and one from elsewhere its weights."""
+    if run.external is None:
+        models.check(**run.network)
+    else:
+        external.network(run, run.external)
 
 
 def check_defense(run: Run) -> None:

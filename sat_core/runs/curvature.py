@@ -56,7 +56,7 @@ def measured(run: Run, heart: Heart) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "weights": weights,
         "parameters": len(objective.theta),
-        "selected": {"epoch": folder.trained_record(run)["best_epoch"] + 1} | selected,
+        "selected": {"epoch": None if run.external else folder.trained_record(run)["best_epoch"] + 1} | selected,
         "epochs": epochs,
         "spectrum": {"nodes": nodes, "weights": densities},
         "seconds": time.perf_counter() - began,

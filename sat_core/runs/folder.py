@@ -187,7 +187,7 @@ def present(run: Run, stage: str) -> dict[str, Any]:
     """What the result of a stage is made of now: settings, code and, of a training, the images by their checksums."""
     if stage != "train":
         return made_of(run, stage)
-    data = data_record(run) or {}
+    data = None if run.external else data_record(run)
     return made_of(run, stage) | {"data": {part: data[part]["sha256"] for part in ("train", "validation") if data}}
 
 
@@ -300,7 +300,7 @@ def measured(run: Run, stage: str) -> dict[str, Any] | None:
 
 def data_file(run: Run) -> Path:
     """Where the prepared images of a run's dataset are."""
-    return Path("results", run.study, "data", f"{run.dataset}.safetensors")
+    return run.results / "data" / f"{run.dataset}.safetensors"
 
 
 def data_record(run: Run) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from sat_core.study import Run
 
 def fresh_model(run: Run) -> models.Normalized:
     """The run's network with random weights, drawn from torch's global RNG, on the CPU."""
-    return models.build(run.model, **run.data.network, file=run.model_file)
+    return models.build(**run.network)
 
 
 def trained_model(

@@ -39,7 +39,7 @@ def cost(run: Run, flops: float, parameters: int) -> dict[str, float]:
     passes = train_images * ((1 - held_out) * (attack + 3) + held_out * (2 * run.attack.steps + 2))
     judged = run.evaluation.images or test_images
     return {
-        "training": flops * passes * run.training.epochs,
+        "training": 0.0 if run.external else flops * passes * run.training.epochs,
         "judging": flops * judged * STANDARD_PASSES,
         "bytes": 4 * parameters * 7,  # two checkpoints of weights, momentum, best weights; and the selected weights
     }

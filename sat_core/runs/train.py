@@ -12,6 +12,7 @@ from functools import partial
 from sat_core.errors import Interrupted
 from sat_core.runs import checkpoint, folder
 from sat_core.runs.device import device_name
+from sat_core.runs.external import bring_in
 from sat_core.runs.files import checksum, sole_writer
 from sat_core.runs.heartbeat import Heart, beating, hash_of
 from sat_core.runs.tensorboard import Board, board
@@ -34,6 +35,8 @@ def train(run: Run) -> None:
         if folder.finished(run, "train"):
             log.info("%s is complete: nothing to do", run.folder)
             return
+        if run.external is not None:
+            return bring_in(run, run.external)
         with beating(run, "train") as heart:
             trainer = begun(run)
             heart.beat.of = hash_of(run, "train")  # with the images, which are known only now

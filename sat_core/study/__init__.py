@@ -8,7 +8,6 @@ Snakemake reads this package at every start.
 from __future__ import annotations
 
 import difflib
-import os
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from sat_core import plugins
 from sat_core.errors import ConfigError, unknown
 from sat_core.fields import Name, parse
 from sat_core.study.address import AXES, RunId
+from sat_core.study.external import BASE, External
 from sat_core.study.file import DatasetFile, StudyFile
 from sat_core.study.reading import extended, merge, read_yaml
 from sat_core.study.run import Run
@@ -45,6 +45,7 @@ class Study:
         self.defense_files: dict[str, str] = {}
         self.model_files: dict[str, str] = {}
         self._read_plugins()
+        self.externals = {name: self._found(name, about) for name, about in self.file.external.items()}
         self._check_defenses()
         self._check_overrides()
 
@@ -53,7 +54,7 @@ class Study:
         networks = {file.stem.replace("_", "-") for file in MODELS.glob("[!_]*.py")}
         for name in self.file.plugins:
             path = self.path.parent / name
-            offered, place = plugins.read(path), Path(os.path.relpath(path)).as_posix()
+            offered, place = plugins.read(path), plugins.beside(self.path, name)
             for kind, found, there, files in (
                 ("defense", offered.defenses, defense_names(), self.defense_files),
                 ("model", offered.networks, networks, self.model_files),
@@ -63,6 +64,12 @@ class Study:
                         raise ConfigError(f"{path}: there is a {kind} '{one}' already; give yours another name")
                     files[one] = place
 
+    def _found(self, name: str, about: External) -> External:
+        try:
+            return about.seen_from(self.path)
+        except ConfigError as error:
+            raise ConfigError(f"{self.path}: external.{name}: {error}") from None
+
     @property
     def defense_names(self) -> frozenset[str]:
         """The defenses that this study may name."""
@@ -70,15 +77,16 @@ class Study:
 
     def _check_defenses(self) -> None:
         listed = dict.fromkeys(id.defense for id in self.run_ids.values())
-        for name in self.file.variants:
-            if name in self.defense_names:
-                raise ConfigError(f"{self.path}: variants.{name}: there is a defense of that name; take another one")
-            if name not in listed:
-                raise ConfigError(f"{self.path}: variants.{name} stands in no table: add it to a table's defenses")
+        for kind, names in (("variants", self.file.variants), ("external", self.externals)):
+            for name in names:
+                if name in self.defense_names or (kind == "external" and name in self.file.variants):
+                    raise ConfigError(f"{self.path}: {kind}.{name}: there is a defense of that name; take another one")
+                if name not in listed:
+                    raise ConfigError(f"{self.path}: {kind}.{name} stands in no table: add it to a table's defenses")
         for name in self.file.names:
             if name not in listed:
                 raise ConfigError(f"{self.path}: names: {unknown('defense', name, listed)}")
-        for base in map(self.base_defense, listed):
+        for base in map(self.base_defense, (name for name in listed if name not in self.externals)):
             if base not in self.defense_names:
                 raise ConfigError(f"{self.path}: {unknown('defense', base, self.defense_names)}")
 
@@ -97,12 +105,18 @@ class Study:
                 raise ConfigError(f"{place}: none has all of it at once")
 
     def base_defense(self, name: str) -> str:
-        """The defense that a table means by ``name``: that of a variant, or the one of that name."""
+        """The defense that a table means by ``name``: that of a variant, or the one of that name; or ``external``."""
+        if name in self.externals:
+            return BASE
         return self.file.variants[name].defense if name in self.file.variants else name
 
     def display(self, name: str) -> str:
-        """What a defense is called in tables and figures; a variant, or a defense from elsewhere, by its own name."""
-        return self.file.names.get(name, usual_names().get(name, {}).get("name", name))
+        """What a defense is called in tables and figures; a variant, or a defense from elsewhere, by its own name.
+
+        What was not trained here is marked.
+        """
+        usual = usual_names().get(name, {}).get("name", name)
+        return self.file.names.get(name, usual) + (" (external)" if name in self.externals else "")
 
     @property
     def folder(self) -> Path:
@@ -143,6 +157,9 @@ class Study:
             merged["options"] = merge(merged["options"], self.file.variants[id.defense].options)
         identity = {axis: getattr(id, axis) for axis in AXES}
         merged |= {"defense_file": self.defense_files.get(defense), "model_file": self.model_files.get(id.model)}
+        if (external := self.externals.get(id.defense)) is not None:  # it has no epochs, and one set of weights
+            merged |= {"external": external, "options": {}, "model_file": external.place or merged["model_file"]}
+            merged = merge(merged, {"training": {"snapshots": 0}, "evaluation": {"weights": ["best"]}})
         return parse(Run, {"study": self.name, "base": defense, **identity, **merged}, f"{self.path}, {id.path}")
 
     @property

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from sat_core.errors import unknown
 from sat_core.fields import Frozen, Name, Natural, Number
 from sat_core.study.address import AXES, EpsilonField, RunId
+from sat_core.study.external import External
 from sat_core.study.settings import Settings
 
 PARTS = ("", "-attacks", "-cost")
@@ -66,12 +67,13 @@ class Table(Frozen):
 
     caption: str = ""
     dataset: Name
-    models: list[Name] = Field(min_length=1)
+    models: list[Name] = Field([], description="of what is trained; externals bring their own")
     defenses: list[Name] = Field(min_length=1)
     epsilons: list[EpsilonField] = Field(min_length=1)
     seeds: list[Annotated[Natural, Field(lt=2**32)]] = Field([0], min_length=1)
     curvature: list[Name] = Field([], description="defenses whose Hessian is measured, for every seed")
     landscapes: list[Name] = Field([], description="defenses drawn side by side, for the first seed")
+    _external: dict[str, str] = {}
     style: Literal["full", "paper"] = Field(
         "full", description="paper: means alone, in the layout of the paper's tables"
     )
@@ -103,13 +105,33 @@ class Table(Frozen):
     def landscape_ids(self) -> list[RunId]:
         return self._product(self.landscapes, self.seeds[:1])
 
+    @property
+    def networks(self) -> list[str]:
+        """The models of its rows: those that are trained, and those of externals."""
+        return list(dict.fromkeys([*self.models, *self._external.values()]))
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """Model and defense of each row."""
+        return list(dict.fromkeys((id.model, id.defense) for id in self.run_ids))
+
+    @property
+    def has_externals(self) -> bool:
+        """Whether some of its rows were not trained here."""
+        return bool(self._external)
+
+    def first(self, ids: list[RunId]) -> list[RunId]:
+        """Those of the first seed. Externals have but one, 0."""
+        return [id for id in ids if id.seed == self.seeds[0] or id.defense in self._external]
+
     def _product(self, defenses: list[str], seeds: list[int]) -> list[RunId]:
         return [
             RunId(self.dataset, model, defense, epsilon, seed)
-            for model in self.models
+            for model in self.networks
             for defense in defenses
+            if (self._external[defense] == model if defense in self._external else model in self.models)
             for epsilon in self.epsilons
-            for seed in seeds
+            for seed in ([0] if defense in self._external else seeds)
         ]
 
 
@@ -120,6 +142,7 @@ class StudyFile(Frozen):
     extends: str | None = Field(None, description="a study, as seen from this file, whose tables and rows these add to")
     tables: dict[Name, Table] = Field(min_length=1)
     variants: dict[Name, Variant] = {}
+    external: dict[Name, External] = Field({}, description="networks not trained here, listed like defenses")
     overrides: list[Override] = []
     plugins: list[str] = Field([], description="files of your own defenses and networks, as seen from this file")
     names: dict[Name, str] = Field({}, description="how defenses are called in tables and figures, if not as usual")
@@ -135,3 +158,12 @@ class StudyFile(Frozen):
                 if f"{name}{part}" in tables:
                     raise ValueError(f"'{name}{part}' is a file of table '{name}'; give it another name")
         return tables
+
+    @pydantic.model_validator(mode="after")
+    def _externals_in_tables(self) -> StudyFile:
+        """Tell the tables which of their defenses are externals, and that the others need a model."""
+        for name, table in self.tables.items():
+            table._external = {row: self.external[row].network for row in table.defenses if row in self.external}
+            if not table.models and len(table._external) < len(table.defenses):
+                raise ValueError(f"tables.{name}.models: it is missing")
+        return self

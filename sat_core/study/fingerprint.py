@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_core import __version__
+from sat_core.study.external import ROBUSTBENCH
 from sat_core.study.run import Run
 
 PACKAGE = Path(__file__).parent.parent
@@ -39,6 +40,10 @@ COMPUTES_NOTHING = {
 
 def made_of(run: Run, stage: str) -> dict[str, dict[str, Any]]:
     """What the result of a stage is made of now, as JSON: ``settings`` by dotted name, ``code`` by module."""
+    if stage == "train" and run.external is not None:
+        data = run.data.model_dump(mode="json", include={"image", "classes"})
+        settings = dict(_flat({"external": run.external.settings(), "data": data}))
+        return {"settings": settings, "code": code(*own_code(run))}
     settings = dict(_flat(run.model_dump(mode="json", include=set(STAGES[stage]))))
     for name in CHANGES_NOTHING.get(stage, ()):
         settings.pop(name, None)
@@ -50,9 +55,11 @@ def made_of(run: Run, stage: str) -> dict[str, dict[str, Any]]:
 
 
 def own_code(run: Run) -> tuple[str, str]:
-    """Where a run's own defense and network are: a module of this package, or a plugin's file."""
+    """Where a run's own defense and network are: a module of this package, or a file of someone's own."""
     network = run.model_file or f"models.{run.model.replace('-', '_')}"
-    return run.defense_file or f"defenses.{run.base}", network
+    if network == ROBUSTBENCH:
+        network = "models._robustbench"
+    return "runs.external" if run.external else run.defense_file or f"defenses.{run.base}", network
 
 
 def changes(recorded: dict[str, dict[str, Any]], run: Run, stage: str) -> list[str]:

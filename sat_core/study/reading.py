@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ def read_yaml(path: Path) -> Any:
 def extended(content: Any, path: Path, seen: tuple[Path, ...] = ()) -> Any:
     """A study's content on top of that of the study which it ``extends``; raises ConfigError where that is a circle.
 
-    Lists are appended to, mappings merged, anything else is replaced. Plugins keep being seen from their own file.
+    Lists are appended to, mappings merged, anything else is replaced. Plugins and externals keep being seen
+    from their own file.
     """
     if not isinstance(content, Mapping) or not isinstance(content.get("extends"), str):
         return content
@@ -51,10 +52,25 @@ def extended(content: Any, path: Path, seen: tuple[Path, ...] = ()) -> Any:
     base = extended(read_yaml(below), below, found)
     if not isinstance(base, Mapping):
         raise ConfigError(f"{below}: a mapping (key: value) is expected")
+
+    def moved(name: Any) -> str:
+        return Path(os.path.relpath(below.parent / str(name), path.parent)).as_posix()
+
     if isinstance(base.get("plugins"), list):
-        moved = [Path(os.path.relpath(below.parent / str(name), path.parent)).as_posix() for name in base["plugins"]]
-        base = {**base, "plugins": moved}
+        base = {**base, "plugins": [moved(name) for name in base["plugins"]]}
+    if isinstance(base.get("external"), Mapping):
+        base = {**base, "external": {name: _moved(about, moved) for name, about in base["external"].items()}}
     return {**_appended(base, content), "extends": content["extends"]}
+
+
+def _moved(external: Any, moved: Callable[[Any], str]) -> Any:
+    if not isinstance(external, Mapping):
+        return external
+    names_file = ".py:" in str(external.get("model"))
+    return {
+        key: moved(value) if key == "weights" or (key == "model" and names_file) else value
+        for key, value in external.items()
+    }
 
 
 def _appended(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import matplotlib
 
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # a line a table of every font that a pdf embeds
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 

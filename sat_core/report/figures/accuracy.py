@@ -58,7 +58,7 @@ def draw_runs(axis, rows: pd.DataFrame, colour: str, marker: str, label: str) ->
 def known(table: Table) -> pd.DataFrame:
     """What has been published of the table's cells, a row each; ``origin`` says by whom."""
     rows = []
-    for model in table.models:
+    for model in table.networks:
         for defense in table.defenses:
             for epsilon in table.epsilons:
                 where = table.dataset, model, defense, Fraction(epsilon.text)

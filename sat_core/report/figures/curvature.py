@@ -43,7 +43,7 @@ def curvature(study: Study, name: str) -> Drawing:
     snapshots, selected = rows[~rows["selected"]], rows[rows["selected"]]
     over_epochs = [block for block in blocks(table) if len(in_block(snapshots, *block))]
     labels = shown(rows) | {"adversarial": ACCURACY}
-    columns = len(over_epochs) + len(table.models)
+    columns = len(over_epochs) + len(table.networks)
     figure, axes, starts = panels(study, len(labels), columns, 2.3 * len(labels), least=1.05)
     for row, (key, label) in enumerate(labels.items()):
         for column in starts:
@@ -53,7 +53,7 @@ def curvature(study: Study, name: str) -> Drawing:
                 draw_points(
                     axis, run["epoch"], run[key], run["trivial"], *looks[defense], study.display(defense), line=True
                 )
-        for axis, model in zip(axes[row, len(over_epochs) :], table.models, strict=True):
+        for axis, model in zip(axes[row, len(over_epochs) :], table.networks, strict=True):
             for defense, runs in selected[selected["model"] == model].groupby("defense", sort=False):
                 values = runs["epsilon"].map(lambda text: Epsilon.parse(text).value)
                 draw_points(axis, values, runs[key], runs["trivial"], *looks[defense], study.display(defense))
@@ -63,8 +63,8 @@ def curvature(study: Study, name: str) -> Drawing:
     for column, block in enumerate(over_epochs):
         axes[0, column].set_title("training,\n" + heading(table, *block, "\n"))
         axes[-1, column].set_xlabel("epoch")
-    for column, model in enumerate(table.models, start=len(over_epochs)):
-        axes[0, column].set_title("selected\nweights" + (f"\n{model}" if len(table.models) > 1 else ""))
+    for column, model in enumerate(table.networks, start=len(over_epochs)):
+        axes[0, column].set_title("selected\nweights" + (f"\n{model}" if len(table.networks) > 1 else ""))
         axes[-1, column].set_xlabel("$\\epsilon$ (pixel units)")
         axes[-1, column].set_xticks([e.value for e in table.epsilons], [e.text for e in table.epsilons])
         axes[-1, column].margins(x=0.15)
@@ -124,7 +124,7 @@ def spectrum(study: Study, name: str) -> Drawing:
     groups = blocks(table)
     figure, axes, starts = panels(study, 1, len(groups), 3, least=2.2)
     lines = []
-    first_seed = [id for id in table.curvature_ids if id.seed == table.seeds[0]]
+    first_seed = table.first(table.curvature_ids)
     measurements = existing(study, first_seed, "curvature")
     found = [(id, content["spectrum"]) for id, content in measurements.items() if content["spectrum"]["nodes"]]
     nodes = np.concatenate([spectrum["nodes"] for _, spectrum in found] or [[0, 1]])

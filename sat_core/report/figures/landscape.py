@@ -110,7 +110,7 @@ def pair(study: Study, name: str) -> Drawing:
     """
     table = study.file.tables[name]
     epsilon = max(table.epsilons, key=lambda epsilon: epsilon.value)
-    ids = [id for id in table.landscape_ids if (id.model, id.epsilon) == (table.models[0], epsilon)]
+    ids = [id for id in table.landscape_ids if (id.model, id.epsilon) == (table.networks[0], epsilon)]
     ids = list(dict.fromkeys([ids[0], ids[-1]]))
     files = planes(study, ids, "random")
     levels = levels_of(files, "random")

@@ -99,7 +99,7 @@ def panels(
 
 def blocks(table: Table) -> list[tuple[str, Epsilon]]:
     """What is never drawn over one another: runs of another model or another epsilon."""
-    return [(model, epsilon) for model in table.models for epsilon in table.epsilons]
+    return list(dict.fromkeys((id.model, id.epsilon) for id in table.run_ids))
 
 
 def in_block(rows: pd.DataFrame, model: str, epsilon: Epsilon, defense: str | None = None) -> pd.DataFrame:
@@ -110,7 +110,7 @@ def in_block(rows: pd.DataFrame, model: str, epsilon: Epsilon, defense: str | No
 
 def heading(table: Table, model: str, epsilon: Epsilon, between: str = ", ") -> str:
     """Of a block of panels: epsilon, and the model where there are several."""
-    return f"$\\epsilon$ = {epsilon}" + (f"{between}{model}" if len(table.models) > 1 else "")
+    return f"$\\epsilon$ = {epsilon}" + (f"{between}{model}" if len(table.networks) > 1 else "")
 
 
 def draw_points(axis, x, y, trivial, colour: str, marker: str, label: str, line: bool = False) -> None:

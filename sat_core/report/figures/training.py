@@ -77,7 +77,7 @@ def examples(study: Study, name: str) -> Drawing:
     """
     table = study.file.tables[name]
     groups, width = blocks(table), study.file.figure_width
-    runs = [id for id in table.run_ids if id.seed == table.seeds[0]]
+    runs = table.first(table.run_ids)
     files = existing(study, runs, "evaluate", "examples.npz")
     count = max((len(file["label"]) for file in files.values()), default=1)
     across = min(len(table.defenses), max(int(width / LEAST) - 1, 1))

@@ -1,0 +1,44 @@
+"""One network from elsewhere, judged alone: a study of one run, whose files all lie in one folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sat_core.errors import ConfigError
+from sat_core.runs.files import atomic
+from sat_core.study import Run, Study
+
+NAME = "judged"
+
+
+def alone(
+    out: Path, dataset: str, epsilon: str, external: dict[str, Any], images: int | None = None
+) -> tuple[Study, Run]:
+    """Write ``judge.yaml`` into the folder ``out``; returns it as a study, and its run, which has its files in ``out``.
+
+    ``external``: as in a study, its files as seen from the working directory; raises ConfigError as a study does.
+    """
+    place, _, function = external["model"].rpartition(":")
+    model = f"{_seen(out, place)}:{function}" if place.endswith(".py") else external["model"]
+    there = external | {"model": model, "weights": _seen(out, external["weights"])}
+    settings = [] if images is None else [{"set": {"evaluation": {"images": images}}}]
+    content = {
+        "tables": {NAME: {"dataset": dataset, "defenses": [NAME], "epsilons": [epsilon]}},
+        "external": {NAME: {key: value for key, value in there.items() if value is not None}},
+        "overrides": settings,
+    }
+    with atomic(out / "judge.yaml") as file:
+        yaml.safe_dump(content, file, sort_keys=False)
+    study = Study(out / "judge.yaml")
+    (run,) = study.runs
+    return study, run.model_copy(update={"place": out.as_posix()})
+
+
+def _seen(out: Path, name: str) -> str:
+    if not Path(name).is_file():
+        raise ConfigError(f"{name}: there is no such file")
+    return Path(os.path.relpath(name, out)).as_posix()
