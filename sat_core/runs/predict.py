@@ -1,0 +1,213 @@
+"""What a run will take, from what its rehearsal measured; and what it would have been predicted, now that it is known.
+
+Two things a rehearsal cannot know: how many steps a stopping rule will save, and how many images will stand. So every
+prediction is a span: from the least to the most, and likely. Nothing else is assumed.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from sat_core import defenses
+from sat_core.errors import ConfigError
+from sat_core.runs import folder
+from sat_core.runs.data import count_images
+from sat_core.runs.files import read_json
+from sat_core.study import Run, Study
+
+STEPS, STANDING = 0.75, 0.5
+"""Supposed of what is not known: three quarters of the steps where a rule may stop samples, half of the images stand.
+
+Shares of steps over whole trainings are 0.53 to 0.90 in docs/evidence; AutoAttack accuracies of published defenses on
+CIFAR-10 are around a half. Of ordinary training no image is supposed to stand.
+"""
+BROKEN = {"apgd-ce": 1.0}
+"""Share of an attack's time that an image takes which it breaks; of the targeted ones and Square a half."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Seconds: the least, what is likely, the most."""
+
+    low: float
+    likely: float
+    high: float
+
+    def __add__(self, other: Span) -> Span:
+        return Span(self.low + other.low, self.likely + other.likely, self.high + other.high)
+
+    def __mul__(self, factor: float) -> Span:
+        return Span(self.low * factor, self.likely * factor, self.high * factor)
+
+
+def certain(value: float) -> Span:
+    """A span of one value."""
+    return Span(value, value, value)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the rehearsal of a run measured: see :func:`sat_core.runs.measure.measure`; ``startup`` seconds of a job."""
+
+    run: Run
+    measured: dict[str, Any]
+    startup: float
+
+    @property
+    def memory(self) -> dict[str, float]:
+        """The peak in MB over all pieces, of the process (``main``) and of the GPU (``gpu``)."""
+        peaks = self.measured["memory_mb"].values()
+        return {place: max(peak[place] for peak in peaks) for place in next(iter(peaks))}
+
+    @property
+    def data_mb(self) -> float:
+        """The training images that the rehearsal held in memory."""
+        record = folder.data_record(self.run) or {}
+        return _megabytes(self.run, sum(record[part]["images"] for part in ("train", "validation") if part in record))
+
+    @property
+    def disk(self) -> int:
+        """Bytes of the run's folder, each file once."""
+        found = {
+            stat.st_ino: stat.st_size for path in self.run.folder.rglob("*") if (stat := path.stat()) and path.is_file()
+        }
+        return sum(found.values())
+
+
+def _megabytes(run: Run, images: int) -> float:
+    channels, height, width = run.data.image
+    return images * channels * height * width / 1e6
+
+
+def costs_of(rehearsal: Study, run: Run) -> Costs | None:
+    """What the rehearsal of ``run`` has measured, or None if it has not. Raises ConfigError where it is damaged."""
+    ids = {(id.dataset, id.model, id.defense, id.epsilon): id for id in rehearsal.run_ids.values()}
+    if (id := ids.get((run.dataset, run.model, run.defense, run.epsilon))) is None:
+        return None
+    small = rehearsal.run(id)
+    path = small.folder / folder.MEASURED
+    if not path.exists():
+        return None
+    return Costs(small, read_json(path), _startup(rehearsal, small))
+
+
+def _startup(rehearsal: Study, run: Run) -> float:
+    """Seconds of a job beside its epochs, from Snakemake's benchmark of the training; 0 if there is none."""
+    path, history = rehearsal.folder / f"benchmarks/train/{run.id.path}.tsv", run.folder / folder.HISTORY
+    if not path.exists() or not history.exists():
+        return 0.0
+    with path.open() as file:
+        whole = float(next(csv.DictReader(file, delimiter="\t"))["s"])
+    return max(0.0, whole - pd.read_csv(history)["seconds"].sum())
+
+
+def counts(run: Run) -> tuple[int, int, int]:
+    """Images that a run trains on, validates on, judges."""
+    train, test = count_images(run)
+    train = run.data.train_images or train
+    held_out = round(train * run.validation.fraction)
+    return train - held_out, held_out, min(run.evaluation.images or test, test)
+
+
+def memory_needed(run: Run, costs: Costs) -> float:
+    """Peak main memory in MB: what was measured, with the run's own number of training images."""
+    return costs.memory["main"] + _megabytes(run, sum(counts(run)[:2])) - costs.data_mb
+
+
+def training(run: Run, costs: Costs) -> Span:
+    """Seconds of a training: steps of each epoch, by whether its curriculum is at its end, and validation."""
+    train, held_out, _ = counts(run)
+    steps, spans = train / run.training.batch_size, certain(0.0)
+    for kind, epochs in _kinds(run).items():
+        spans += _step(costs.measured["training"][kind]) * (steps * epochs)
+    images = held_out * run.training.epochs * costs.measured["validation"]
+    return spans + Span(0.0, images * _standing(run), images)
+
+
+def _step(cost: dict[str, float]) -> Span:
+    """Of a step: no sample but one goes on, STEPS of them, all do. Between, cost is taken to be a line."""
+    return Span(*(_at_share(cost, share) for share in (0.0, STEPS, 1.0)))
+
+
+def _at_share(cost: dict[str, float], share: float) -> float:
+    return max(0.0, cost["whole"] - 2 * (1 - share) * (cost["whole"] - cost["half"]))
+
+
+def _standing(run: Run) -> float:
+    return 0.0 if run.base == "standard" else STANDING
+
+
+def _kinds(run: Run) -> dict[str, int]:
+    """How many epochs cost what the rehearsal's first one did, and how many what its last: those with the last lambda."""
+    names = list(_kind_of_each(run))
+    return {kind: names.count(kind) for kind in ("first", "last")}
+
+
+def _kind_of_each(run: Run) -> Iterator[str]:
+    defense = defenses.build(run.base, run.options, run.training.epochs, run.defense_file)
+    end = defense.curriculum_value(run.training.epochs - 1)
+    return ("last" if defense.curriculum_value(epoch) == end else "first" for epoch in range(run.training.epochs))
+
+
+def judging(run: Run, costs: Costs) -> Span:
+    """Seconds of AutoAttack: no image stands the first attack, STANDING of them stand all, every one does."""
+    units, (*_, images) = costs.measured["judging"], counts(run)
+    first, rest = units["apgd-ce"], sum(units.values()) - units["apgd-ce"]
+    each = Span(first, first + _standing(run) * rest, first + rest)
+    return each * (images * len(run.evaluation.weights))
+
+
+def curvature(run: Run, costs: Costs, stages: frozenset[str]) -> Span:
+    """Seconds of what the study asks of ``curvature`` and ``landscape``: Lanczos may stop early, at the least after 5."""
+    config, unit, found = run.curvature, costs.measured.get("curvature"), certain(0.0)
+    if not stages or unit is None:
+        return found
+    images, attack = config.images, config.images * costs.measured["validation"]
+    lanczos = Span(
+        *(images * unit["product"] * steps for steps in (min(5, config.steps), config.steps / 2, config.steps))
+    )
+    if "curvature" in stages:
+        networks = 1 + len(run.training.snapshot_epochs)
+        found += (lanczos + certain(attack)) * networks
+        found += certain(images * unit["product"] * config.probes * config.steps)
+    if "landscape" in stages:
+        points = 3 * run.landscape.points**2
+        again = run.landscape.reattack**2 * attack
+        found += lanczos + certain(attack + images * unit["loss"] * points + again)
+    return found
+
+
+def training_as_it_came(run: Run, costs: Costs, history: pd.DataFrame) -> float:
+    """What a training would have been predicted with its own share of steps, epoch by epoch, and of images that stood."""
+    train, held_out, _ = counts(run)
+    shares = history["steps"] / run.attack.steps if run.base != "standard" else history["steps"] + 1
+    kinds = zip(_kind_of_each(run), shares, strict=True)
+    steps = sum(_at_share(costs.measured["training"][kind], share) for kind, share in kinds)
+    stood = held_out * costs.measured["validation"] * history["validation_robust"].sum()
+    return steps * train / run.training.batch_size + stood
+
+
+def judging_as_it_came(run: Run, costs: Costs, verdict: dict[str, Any]) -> float:
+    """What AutoAttack would have been predicted with the images that stood after each attack."""
+    total = 0.0
+    for one in (verdict, *([verdict["last"]] if "last" in verdict else [])):
+        before = one["clean"]
+        for attack, after in one["after"].items():
+            share = after + BROKEN.get(attack, 0.5) * (before - after)
+            total += one["n"] * costs.measured["judging"][attack] * share
+            before = after
+    return total
+
+
+def taken(run: Run, stage: str) -> dict[str, Any] | None:
+    """The record of a finished stage that was done for this study, or None: what another has done says nothing here."""
+    try:
+        record = folder.record_of(run, stage)
+    except ConfigError:
+        return None
+    return None if record is None or "adopted_from" in record else record
