@@ -39,9 +39,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--run", required=required, metavar="PATH", help=f"{form}; 8/255 is written eps8-255{every}")
 
     verb("check", "check a study and all of its runs, without running anything; prints the runs")
-    plan = verb(
-        "plan", "say what a study will take and what does not fit it, as its rehearsal measured; and what it took"
-    )
+    plan = verb("plan", "what a study will take by its rehearsal, what does not fit that, and what it took")
     plan.add_argument("--gpus", type=positive, metavar="N", help="GPUs, or runs at a time without; 1 if not given")
     plan.add_argument("--write", action="store_true", help="write what the jobs need to resources/<study>.yaml")
     data = verb("data", "fetch, check and split a dataset, once for all its runs")

@@ -60,8 +60,8 @@ NonNegative = Annotated[Number, Field(ge=0)]
 When = Annotated[
     int | float, BeforeValidator(_when), pydantic.WithJsonSchema({"type": ["integer", "number", "string"]})
 ]
-"""An epoch, counted from 0, or a share of the training: 0.6 or 3/5; see :func:`at`. Validated in the context of a number
-of ``epochs``, all come out as shares."""
+"""An epoch, counted from 0, or a share of the training: 0.6 or 3/5; see :func:`at`. Validated in a context, such as
+``{"epochs": 100}``, all come out as shares of so many."""
 Name = Annotated[str, Field(strict=True, pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 

@@ -40,8 +40,8 @@ SITE = {"gres": "gpu:1", "max_minutes": sys.maxsize, "max_mem_mb": sys.maxsize}
 def open_study(configfiles: Sequence[str], config: Mapping[str, Any], anew: bool = True) -> Study:
     """The study of ``--configfile``, or of the key ``study`` where the workflow is a module of another.
 
-    With ``--config rehearse=true`` it is that study's rehearsal, see :func:`rehearsal_of`. Raises ConfigError for anything wrong in it, and for a
-    ``--config`` that nobody would read.
+    With ``--config rehearse=true`` it is that study's rehearsal: see :func:`rehearsal_of`. Raises ConfigError for
+    anything wrong in it, and for a ``--config`` that nobody would read.
     """
     if "study" in config:
         path = Path(config["study"])
@@ -72,7 +72,7 @@ def rehearsal_of(study: Study, anew: bool) -> Study:
 
 
 def of_profile(arguments: Sequence[str]) -> dict[str, Any]:
-    """What the profile on a command line says under ``config``, which a ``--config`` beside it makes Snakemake forget."""
+    """What a command line's profile says under ``config``, which a ``--config`` beside it makes Snakemake forget."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--profile", default=os.environ.get("SNAKEMAKE_PROFILE"))
     name = parser.parse_known_args(arguments)[0].profile
@@ -88,7 +88,7 @@ def site_of(path: Path) -> dict[str, Any]:
 
 
 def limits() -> dict[str, Any]:
-    """What the profile ``slurm`` of this folder limits, if there is one: ``jobs`` in the queue, and of each its size."""
+    """What the profile ``slurm`` of this folder limits, if there is one: ``jobs`` in the queue, and their size."""
     path = Path("slurm/config.yaml")
     return {"jobs": read_yaml(path).get("jobs")} | site_of(path) if path.exists() else {}
 

@@ -20,7 +20,8 @@ if "data" in sys.orig_argv:  # in which noise is read; the checksums of the publ
     from torchvision import datasets
 
     for cls in (datasets.CIFAR10, datasets.CIFAR100):
-        cls.train_list, cls.test_list = ([[name, None] for name, _ in files] for files in (cls.train_list, cls.test_list))
+        for files in (cls.train_list, cls.test_list):
+            files[:] = [[name, None] for name, _ in files]
         cls.meta = cls.meta | {"md5": None}
 """
 """A ``sitecustomize.py``."""

@@ -148,24 +148,17 @@ def judging(model: nn.Module, x: Tensor, classes: int) -> dict[str, float]:
     adversary = pyautoattack.AutoAttack(model, eps=HARMLESS, seed=0, device=x.device)
     adversary.apgd.loss, adversary.fab.targeted = "ce", True
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = 1
-    targets, apgd, t, fab, square = (
-        min(9, classes - 1),
-        adversary.apgd,
-        adversary.apgd_targeted,
-        adversary.fab,
-        adversary.square,
-    )
-    found = {}
+    targets, found = min(9, classes - 1), {}
     for name, attack, length, times, few in (
-        ("apgd-ce", apgd, "n_iter", 1, 6),
-        ("apgd-t", t, "n_iter", targets, 6),
-        ("fab-t", fab, "n_iter", targets, 6),
-        ("square", square, "n_queries", 1, 25),
+        ("apgd-ce", adversary.apgd, "n_iter", 1, 6),
+        ("apgd-t", adversary.apgd_targeted, "n_iter", targets, 6),
+        ("fab-t", adversary.fab, "n_iter", targets, 6),
+        ("square", adversary.square, "n_queries", 1, 25),
     ):
         whole, timed = getattr(attack, length), []
         for iterations in (1, few):
             setattr(attack, length, iterations)
-            timed.append(seconds(lambda attack=attack: attack.perturb(x, y)))
+            timed.append(seconds(functools.partial(attack.perturb, x, y)))
         found[name] = times * (timed[0] + (whole - 1) * max(0.0, timed[1] - timed[0]) / (few - 1)) / len(x)
     return found
 

@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def chains(self) -> list[Span]:
-        """All that a run takes, one after the other, a run each; the curvature of which not each run is asked is shared."""
+        """All that a run takes, one after the other, for each run; curvature is that of the mean run."""
         jobs = 2 + (self.curvature.high > 0)
         one = self.training + self.judging + self.curvature + predict.certain(jobs * self.costs.startup)
         return [one] * len(self.runs)
@@ -124,12 +124,12 @@ def summary(cells: list[Cell], at_once: int, limits: dict[str, Any]) -> str:
     likely, high = (makespan([getattr(span, end) for span in spans], at_once) for end in ("likely", "high"))
     devices = sorted({cell.costs.measured["device"] for cell in cells})
     names = {"training": "training", "judging": "AutoAttack", "curvature": "curvature and planes"}
-    lines = [f"{names[part]}: {shown(span)}" for part, span in parts.items() if span.high]
+    lines = [f"{names[part]} {shown(span)}" for part, span in parts.items() if span.high]
     return (
-        f"All {sum(len(cell.runs) for cell in cells)} runs: {'; '.join(lines)}; {disk:.1f} GB on disk. With {at_once} at "
-        f"a time about {duration(likely)}, at most {duration(high)}, jobs' starts among it.\n"
-        f"Measured on {'; '.join(devices)}, likely (least to most). Likely is {STEPS:.0%} of the steps where a rule may "
-        f"stop an attack, and {STANDING:.0%} of the images standing to the end."
+        f"All {len(spans)} runs: {'; '.join(lines)}; {disk:.2g} GB on disk. With {at_once} at a time about "
+        f"{duration(likely)}, at most {duration(high)}, jobs' starts among it.\n"
+        f"Measured on {'; '.join(devices)}: likely (least to most). Likely means {STEPS:.0%} of the steps where a rule "
+        f"may stop an attack, and {STANDING:.0%} of the images standing to the end."
     )
 
 
@@ -176,7 +176,7 @@ def duration(seconds: float) -> str:
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.{1 if seconds < 10 * size else 0}f} {unit}"
-    return f"{seconds:.{1 if seconds < 10 else 0}f} s"
+    return f"{seconds:.{1 if seconds < 10 else 0}f} s" if seconds >= 1 or not seconds else "<1 s"
 
 
 def shown(span: Span) -> str:
@@ -223,7 +223,7 @@ def guess(study: Study) -> str:
     for part in ("training", "AutoAttack <="):
         for device, rate in RATES.items():
             columns[f"{part} {device}"] = (table[part] / (rate * 1e12)).map(duration)
-    columns["disk GB"] = (table["bytes"] / 1e9).round(1)
+    columns["disk GB"] = (table["bytes"] / 1e9).map("{:.2g}".format)
     rates = " and ".join(f"{rate:g} TFLOP/s {device}" for device, rate in RATES.items())
     return (
         f"{pd.DataFrame(columns).to_string()}\n"

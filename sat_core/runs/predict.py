@@ -73,9 +73,7 @@ class Costs:
     @property
     def disk(self) -> int:
         """Bytes of the run's folder, each file once."""
-        found = {
-            stat.st_ino: stat.st_size for path in self.run.folder.rglob("*") if (stat := path.stat()) and path.is_file()
-        }
+        found = {path.stat().st_ino: path.stat().st_size for path in self.run.folder.rglob("*") if path.is_file()}
         return sum(found.values())
 
 
@@ -135,7 +133,8 @@ def _step(cost: dict[str, float]) -> Span:
 
 
 def _at_share(cost: dict[str, float], share: float) -> float:
-    return max(0.0, cost["whole"] - 2 * (1 - share) * (cost["whole"] - cost["half"]))
+    saved = max(0.0, cost["whole"] - cost["half"])  # that half a batch costs more than all of it is noise
+    return max(0.0, cost["whole"] - 2 * (1 - share) * saved)
 
 
 def _standing(run: Run) -> float:
@@ -143,7 +142,7 @@ def _standing(run: Run) -> float:
 
 
 def _kinds(run: Run) -> dict[str, int]:
-    """How many epochs cost what the rehearsal's first one did, and how many what its last: those with the last lambda."""
+    """How many epochs cost what the rehearsal's first does, and how many what its last: those of the last lambda."""
     names = list(_kind_of_each(run))
     return {kind: names.count(kind) for kind in ("first", "last")}
 
@@ -163,14 +162,13 @@ def judging(run: Run, costs: Costs) -> Span:
 
 
 def curvature(run: Run, costs: Costs, stages: frozenset[str]) -> Span:
-    """Seconds of what the study asks of ``curvature`` and ``landscape``: Lanczos may stop early, at the least after 5."""
+    """Seconds of what is asked of ``curvature`` and ``landscape``; Lanczos may stop early, say after 5 steps."""
     config, unit, found = run.curvature, costs.measured.get("curvature"), certain(0.0)
     if not stages or unit is None:
         return found
     images, attack = config.images, config.images * costs.measured["validation"]
-    lanczos = Span(
-        *(images * unit["product"] * steps for steps in (min(5, config.steps), config.steps / 2, config.steps))
-    )
+    steps = Span(min(5, config.steps), config.steps / 2, config.steps)
+    lanczos = steps * (images * unit["product"])
     if "curvature" in stages:
         networks = 1 + len(run.training.snapshot_epochs)
         found += (lanczos + certain(attack)) * networks
@@ -183,7 +181,7 @@ def curvature(run: Run, costs: Costs, stages: frozenset[str]) -> Span:
 
 
 def training_as_it_came(run: Run, costs: Costs, history: pd.DataFrame) -> float:
-    """What a training would have been predicted with its own share of steps, epoch by epoch, and of images that stood."""
+    """What would have been predicted of a training's own share of steps, epoch by epoch, and of images that stood."""
     train, held_out, _ = counts(run)
     shares = history["steps"] / run.attack.steps if run.base != "standard" else history["steps"] + 1
     kinds = zip(_kind_of_each(run), shares, strict=True)

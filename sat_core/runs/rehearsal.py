@@ -44,9 +44,8 @@ def rehearsal(study: Study) -> dict[str, Any]:
         table["seeds"] = study.file.tables[name].seeds[:1]
     for variant in content.get("variants", {}).values():
         variant.pop("options", None)  # they stand in the overrides, with their epochs in small
-    cells = dict.fromkeys(
-        id for table in study.file.tables.values() for id in table.run_ids if id.seed == table.seeds[0]
-    )
+    tables = study.file.tables.values()
+    cells = dict.fromkeys(id for table in tables for id in table.run_ids if id.seed == table.seeds[0])
     runs = [study.run(id) for id in cells]
     changed = [change for name in dict.fromkeys(run.dataset for run in runs) for change in _of_dataset(name, runs)]
     return {
@@ -74,15 +73,13 @@ def _seen_from(place: Path, path: Path) -> str:
 
 
 def _of_dataset(name: str, runs: list[Run]) -> list[dict[str, Any]]:
-    """The overrides of a dataset: what all of its runs change, then what only some do; variants after what they vary."""
+    """The overrides of a dataset: what all its runs change, then what some do; variants after what they vary."""
     runs = sorted((run for run in runs if run.dataset == name), key=lambda run: run.defense != run.base)
     images = train_images(runs)
     small = {run.id: small_settings(run) for run in runs}
-    first = small[runs[0].id]
+    first, *others = small.values()
     shared = {
-        section: {
-            key: value for key, value in values.items() if all(s[section].get(key) == value for s in small.values())
-        }
+        section: {key: value for key, value in values.items() if all(s[section].get(key) == value for s in others)}
         for section, values in first.items()
         if section != "options"
     }
