@@ -22,8 +22,8 @@ STANDARD_PASSES = 13_000
 APGD-CE 100 steps, APGD-T and FAB-T 100 steps each for 9 target classes, with backward: 3 (100 + 900 + 900) = 5,700;
 FAB-T takes a second forward at each step and a search: 900 + 900; Square up to 5,000. An upper bound, rounded up.
 """
-RATES = {"on a GPU": 20.0, "on a core": 0.05}
-"""TFLOP/s that a guess supposes to be sustained."""
+RATES = {"on a GPU": 20.0, "on a core": 0.03}
+"""TFLOP/s that a guess supposes to be sustained. On a core networks for 8x8 images reach 0.02, ResNets 0.08."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def summary(cells: list[Cell], at_once: int, limits: dict[str, Any]) -> str:
     names = {"training": "training", "judging": "AutoAttack", "curvature": "curvature and planes"}
     lines = [f"{names[part]} {shown(span)}" for part, span in parts.items() if span.high]
     return (
-        f"All {len(spans)} runs: {'; '.join(lines)}; {disk:.2g} GB on disk. With {at_once} at a time about "
+        f"All {len(spans)} runs: {'; '.join(lines)}; {disk:.3g} GB on disk. With {at_once} at a time about "
         f"{duration(likely)}, at most {duration(high)}, jobs' starts among it.\n"
         f"Measured on {'; '.join(devices)}: likely (least to most). Likely means {STEPS:.0%} of the steps where a rule "
         f"may stop an attack, and {STANDING:.0%} of the images standing to the end."
@@ -175,7 +175,7 @@ def duration(seconds: float) -> str:
     """Such as 45 s, 12 min, 3.2 h; two digits that count."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.{1 if seconds < 10 * size else 0}f} {unit}"
+            return f"{seconds / size:,.{1 if seconds < 10 * size else 0}f} {unit}"
     return f"{seconds:.{1 if seconds < 10 else 0}f} s" if seconds >= 1 or not seconds else "<1 s"
 
 
@@ -223,7 +223,7 @@ def guess(study: Study) -> str:
     for part in ("training", "AutoAttack <="):
         for device, rate in RATES.items():
             columns[f"{part} {device}"] = (table[part] / (rate * 1e12)).map(duration)
-    columns["disk GB"] = (table["bytes"] / 1e9).map("{:.2g}".format)
+    columns["disk GB"] = (table["bytes"] / 1e9).map("{:.3g}".format)
     rates = " and ".join(f"{rate:g} TFLOP/s {device}" for device, rate in RATES.items())
     return (
         f"{pd.DataFrame(columns).to_string()}\n"

@@ -68,10 +68,11 @@ def test_a_cluster_with_accounting_is_asked_with_sacct(accounting_cluster, proje
     limits = {"main": {"max_runtime": 1440, "max_mem_mb": 16000, "max_gpu": 2}, "urgent": {"max_gpu": 0}}
     (here.folder / "partitions.yaml").write_text(yaml.safe_dump({"partitions": limits}))
     options = ("--slurm-status-command", "sacct", "--slurm-partition-config", "partitions.yaml")
-    options += ("--slurm-efficiency-report", "--slurm-efficiency-report-path", "efficiency.csv")
+    options += ("--slurm-efficiency-report", "--slurm-efficiency-report-path", "efficiency")
     said = here.snakemake(*QUICK, *options, environment=accounting_cluster.environment)
     assert (here.results / "report.html").exists(), said
-    assert "CPU Efficiency (%)" in (here.folder / "efficiency.csv").read_text()
+    (report,) = (here.folder / "efficiency").glob("*.csv")
+    assert "CPU Efficiency (%)" in report.read_text()
     wait_until(lambda: "RUNNING" not in accounted(accounting_cluster), 30, "the accounts to be written")
     jobs = [line.split("|") for line in accounted(accounting_cluster).splitlines()]
     assert jobs and all(state == "COMPLETED" and "gres/gpu=1" in tres for _, state, tres in jobs), jobs
