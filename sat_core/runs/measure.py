@@ -42,7 +42,7 @@ def measure(run: Run, real: Run, curved: bool) -> None:
 
     ``curved``: whether the study asks for its curvature or a landscape.
 
-    Seconds: ``training`` of a step, see :func:`training`; ``validation`` and ``judging`` of an image that stands;
+    Seconds: ``training`` and ``judging``, as the functions of these names say; ``validation`` of an image that stands;
     ``curvature``: of a Hessian's product with a vector, ``product``, and of the loss, ``loss``, an image. Null is what
     the GPU's memory does not hold. ``memory_mb``: the peak of the process and of the GPU, after each piece. Does
     nothing if that has been done for these weights.
@@ -110,15 +110,15 @@ def training(run: Run) -> dict[str, dict[str, float]]:
     ``whole``: no sample stops, though the rule is asked, if there is one; ``half``: half the batch stops at once.
     """
     trainer, last = Trainer(run), run.training.epochs - 1
-    attack, index = asdict(trainer.attack), torch.arange(run.training.batch_size)
-    (batch,) = trainer.train_images.batches(index[: len(trainer.train_images)], len(index))
+    images, attack = trainer.train_images, asdict(trainer.attack)
+    index = torch.arange(min(run.training.batch_size, len(images)), device=images.pixels.device)
     found = {}
     for name, epoch in {"first": 0, "last": last}.items():
         trainer.epoch = epoch
         paced = {part: Paced(**attack, share=share) for part, share in {"whole": 1.0, "half": 0.5}.items()}
         times = {}
         for part, trainer.attack in paced.items():
-            times[part] = seconds(functools.partial(trainer.step, *batch))
+            times[part] = seconds(lambda: trainer.step(index.to(trainer.device), *images.batch(index)))
             if not any(paced["whole"].asked):
                 times["half"] = times["whole"]
                 break
@@ -138,13 +138,13 @@ def validation(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> float:
     return seconds(work) / len(x)
 
 
-def judging(model: nn.Module, x: Tensor, classes: int) -> dict[str, float]:
-    """Seconds of an image that stands until the end, for each attack of AutoAttack; where memory is short, in halves.
+def judging(model: nn.Module, x: Tensor, classes: int) -> dict[str, dict[str, float]]:
+    """Seconds of images that stand until the end, for each attack of AutoAttack: of an ``image``, and of a ``block``.
 
-    Each is timed for a few of its iterations, and for one: the difference tells what the rest would take.
+    A block takes its own time, however few of its images stand: the network's calls. Both come from timing all images
+    and one. Each attack is timed for a few of its iterations, and for one: the difference tells what the rest takes.
     """
-    with torch.no_grad():
-        y = predict(model, x)
+    y = predict(model, x)
     adversary = pyautoattack.AutoAttack(model, eps=HARMLESS, seed=0, device=x.device)
     adversary.apgd.loss, adversary.fab.targeted = "ce", True
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = 1
@@ -155,11 +155,16 @@ def judging(model: nn.Module, x: Tensor, classes: int) -> dict[str, float]:
         ("fab-t", adversary.fab, "n_iter", targets, 6),
         ("square", adversary.square, "n_queries", 1, 25),
     ):
-        whole, timed = getattr(attack, length), []
-        for iterations in (1, few):
-            setattr(attack, length, iterations)
-            timed.append(seconds(functools.partial(attack.perturb, x, y)))
-        found[name] = times * (timed[0] + (whole - 1) * max(0.0, timed[1] - timed[0]) / (few - 1)) / len(x)
+        all_of_it, whole = getattr(attack, length), {}
+        for n in {len(x), 1}:
+            timed = []
+            for iterations in (1, few):
+                setattr(attack, length, iterations)
+                timed.append(seconds(functools.partial(attack.perturb, x[:n], y[:n])))
+            whole[n] = times * (timed[0] + (all_of_it - 1) * max(0.0, timed[1] - timed[0]) / (few - 1))
+        image = max(0.0, whole[len(x)] - whole[1]) / max(1, len(x) - 1)
+        found[name] = {"image": image, "block": whole[len(x)] - image * len(x)}
+        setattr(attack, length, all_of_it)
     return found
 
 

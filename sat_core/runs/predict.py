@@ -7,6 +7,7 @@ prediction is a span: from the least to the most, and likely. Nothing else is as
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ CIFAR-10 are around a half. Of ordinary training no image is supposed to stand.
 """
 BROKEN = {"apgd-ce": 1.0}
 """Share of an attack's time that an image takes which it breaks; of the targeted ones and Square a half."""
+FALLEN = 0.4
+"""Share of its validation that an image takes which falls: its clean prediction, and a few steps."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def training(run: Run, costs: Costs) -> Span:
     for kind, epochs in _kinds(run).items():
         spans += _step(costs.measured["training"][kind]) * (steps * epochs)
     images = held_out * run.training.epochs * costs.measured["validation"]
-    return spans + Span(0.0, images * _standing(run), images)
+    return spans + Span(*(images * (FALLEN + (1 - FALLEN) * share) for share in (0.0, _standing(run), 1.0)))
 
 
 def _step(cost: dict[str, float]) -> Span:
@@ -155,10 +158,22 @@ def _kind_of_each(run: Run) -> Iterator[str]:
 
 def judging(run: Run, costs: Costs) -> Span:
     """Seconds of AutoAttack: no image stands the first attack, STANDING of them stand all, every one does."""
-    units, (*_, images) = costs.measured["judging"], counts(run)
-    first, rest = units["apgd-ce"], sum(units.values()) - units["apgd-ce"]
-    each = Span(first, first + _standing(run) * rest, first + rest)
-    return each * (images * len(run.evaluation.weights))
+    shares = (0.0, _standing(run), 1.0)
+    each = Span(
+        *(_judged(run, costs, counts(run)[2], dict.fromkeys(costs.measured["judging"], s), 1.0) for s in shares)
+    )
+    return each * len(run.evaluation.weights)
+
+
+def _judged(run: Run, costs: Costs, images: int, after: dict[str, float], before: float) -> float:
+    """Seconds of AutoAttack on so many images, by the shares of them that stand before, and after each attack."""
+    total, blocks = 0.0, math.ceil(images / run.evaluation.batch_size)
+    for attack, standing in after.items():
+        cost = costs.measured["judging"][attack]
+        share = standing + BROKEN.get(attack, 0.5) * (before - standing)
+        total += images * share * cost["image"] + min(blocks, round(images * before)) * cost["block"]
+        before = standing
+    return total
 
 
 def curvature(run: Run, costs: Costs, stages: frozenset[str]) -> Span:
@@ -186,20 +201,14 @@ def training_as_it_came(run: Run, costs: Costs, history: pd.DataFrame) -> float:
     shares = history["steps"] / run.attack.steps if run.base != "standard" else history["steps"] + 1
     kinds = zip(_kind_of_each(run), shares, strict=True)
     steps = sum(_at_share(costs.measured["training"][kind], share) for kind, share in kinds)
-    stood = held_out * costs.measured["validation"] * history["validation_robust"].sum()
-    return steps * train / run.training.batch_size + stood
+    stood = (FALLEN + (1 - FALLEN) * history["validation_robust"]).sum()
+    return steps * train / run.training.batch_size + held_out * costs.measured["validation"] * stood
 
 
 def judging_as_it_came(run: Run, costs: Costs, verdict: dict[str, Any]) -> float:
     """What AutoAttack would have been predicted with the images that stood after each attack."""
-    total = 0.0
-    for one in (verdict, *([verdict["last"]] if "last" in verdict else [])):
-        before = one["clean"]
-        for attack, after in one["after"].items():
-            share = after + BROKEN.get(attack, 0.5) * (before - after)
-            total += one["n"] * costs.measured["judging"][attack] * share
-            before = after
-    return total
+    judged = (verdict, *([verdict["last"]] if "last" in verdict else []))
+    return sum(_judged(run, costs, one["n"], one["after"], one["clean"]) for one in judged)
 
 
 def taken(run: Run, stage: str) -> dict[str, Any] | None:

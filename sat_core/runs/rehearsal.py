@@ -15,7 +15,7 @@ import yaml
 
 from sat_core import defenses
 from sat_core.errors import ConfigError
-from sat_core.runs.data import count_images
+from sat_core.runs.data import count_images, rarest_share
 from sat_core.runs.files import atomic
 from sat_core.study import Run, RunId, Study
 
@@ -133,10 +133,10 @@ def _schedule(run: Run) -> dict[str, dict[str, Any]]:
 def train_images(runs: list[Run]) -> int | None:
     """How many training images a dataset's rehearsal takes, those held out among them; None: all there are.
 
-    Enough for a few batches of the largest size, and for each class to stand on both sides of the split.
+    Enough for a few batches of the largest size, and for each class, the rarest too, on both sides of the split.
     """
     held_out, classes = runs[0].validation.fraction, runs[0].data.classes
     there = runs[0].data.train_images or count_images(runs[0])[0]
     batches = BATCHES * max(run.training.batch_size for run in runs) / (1 - held_out)
-    wanted = math.ceil(max(batches, classes / held_out, classes / (1 - held_out), 2 * classes))
+    wanted = math.ceil(max(batches, classes / held_out, classes / (1 - held_out), 3 / (rarest_share(runs[0]) or 1)))
     return wanted if wanted + classes <= there else runs[0].data.train_images

@@ -7,6 +7,7 @@ from helpers import MADRY, PSAT, TINY, write_run
 
 from sat_core.__main__ import main
 from sat_core.errors import ConfigError
+from sat_core.judge import ATTACKS
 from sat_core.runs import folder, needs, predict
 from sat_core.runs.files import write_json
 from sat_core.runs.plan import (
@@ -32,7 +33,7 @@ MEASURED = {
     "memory_mb": {"training": {"main": 900.0}, "judging": {"main": 1000.0}},
     "training": {"first": {"whole": 0.4, "half": 0.3}, "last": {"whole": 0.2, "half": 0.2}},
     "validation": 0.01,
-    "judging": {"apgd-ce": 1.0, "apgd-t": 9.0, "fab-t": 18.0, "square": 12.0},
+    "judging": {a: {"image": s, "block": 0.0} for a, s in zip(ATTACKS, (1.0, 9.0, 18.0, 12.0), strict=True)},
     "curvature": {"product": 0.1, "loss": 0.01},
 }
 
@@ -81,15 +82,16 @@ def test_a_training_is_its_epochs_by_kind_and_its_validation(paced):
     span = predict.training(run, costs(run))
     steps, validated = 1293 / 64, 2 * 144 * 0.01
     assert span.high == pytest.approx(steps * (0.4 + 0.2) + validated)
-    assert span.likely == pytest.approx(steps * (0.4 - 0.05 + 0.2) + validated / 2)  # three quarters of the steps
-    assert span.low == pytest.approx(steps * (0.4 - 0.2 + 0.2))
+    likely = steps * (0.4 - 0.05 + 0.2) + validated * (0.4 + 0.6 / 2)  # three quarters of the steps
+    assert span.likely == pytest.approx(likely)
+    assert span.low == pytest.approx(steps * (0.4 - 0.2 + 0.2) + validated * 0.4)
     assert predict.training(paced.run(MADRY), costs(run)).high == pytest.approx(steps * 2 * 0.2 + validated)
 
 
 def test_a_training_as_it_came_takes_its_own_share_of_steps(paced):
     run = paced.run(PSAT)
     history = pd.DataFrame({"steps": [1.0, 2.0], "validation_robust": [0.5, 0.0]})  # of two
-    expected = 1293 / 64 * (0.3 + 0.2) + 144 * 0.01 * 0.5
+    expected = 1293 / 64 * (0.3 + 0.2) + 144 * 0.01 * (0.4 + 0.6 / 2 + 0.4)
     assert predict.training_as_it_came(run, costs(run), history) == pytest.approx(expected)
 
 
@@ -101,6 +103,9 @@ def test_judging_is_between_the_first_attack_and_all_of_them(paced):
     plain = run.model_copy(update={"base": "standard"})
     assert predict.judging(plain, costs(run)).likely == 12.0  # nothing is supposed to stand
     verdict = {"n": 12, "clean": 1.0, "after": {"apgd-ce": 0.5, "apgd-t": 0.5, "fab-t": 0.5, "square": 0.25}}
+    blocks = costs(run, judging={attack: {"image": 0.0, "block": 2.0} for attack in ATTACKS})
+    small = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"batch_size": 5})})
+    assert predict.judging(small, blocks) == Span(3 * 2.0, 3 * 8.0, 3 * 8.0)  # of which none stands is not attacked
     came = predict.judging_as_it_came(run, costs(run), verdict)
     assert came == pytest.approx(12 * (1.0 + 0.5 * 9 + 0.5 * 18 + 12 * (0.25 + 0.5 * 0.25)))
 
@@ -133,7 +138,9 @@ def cells_of(study: Study, **changes) -> list[Cell]:
 
 
 def test_what_does_not_fit_is_said_with_what_to_set_and_written_where_the_study_reads_it(paced):
-    slow = {"judging": {attack: 60 * seconds for attack, seconds in MEASURED["judging"].items()}}
+    slow = {
+        "judging": {attack: {"image": 60 * cost["image"], "block": 0.0} for attack, cost in MEASURED["judging"].items()}
+    }
     found = needs.misfits(cells_of(paced, **slow), {"max_minutes": 1440})
     (minutes,) = [misfit for misfit in found if "evaluate_minutes" in misfit.said]
     assert minutes.said == "digits/cnn: evaluate_minutes 20, but more than that is needed: 601"

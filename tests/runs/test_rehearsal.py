@@ -5,11 +5,13 @@ import copy
 import pytest
 import yaml
 from helpers import PSAT, TINY
+from PIL import Image
 
 from sat_core.__main__ import main
 from sat_core.errors import ConfigError
 from sat_core.runs import folder, rehearsal
 from sat_core.runs.check import check
+from sat_core.runs.data import load
 from sat_core.runs.files import read_json
 from sat_core.study import Study
 from sat_core.workflow import of_profile, open_study
@@ -71,6 +73,23 @@ def test_few_images_are_taken_as_they_are_and_many_classes_ask_for_more(write_st
     assert rehearsal.train_images([large]) is None
 
 
+def test_a_rare_class_stands_on_both_sides_of_the_split(write_study, tmp_path):
+    for part, counts in {"train": (3, 60, 60, 60), "test": (2, 2, 2, 2)}.items():
+        for label, count in enumerate(counts):
+            (tmp_path / "pictures" / part / str(label)).mkdir(parents=True)
+            for i in range(count):
+                Image.new("L", (8, 8), 10 * label).save(tmp_path / "pictures" / part / str(label) / f"{i}.png")
+    (tmp_path / "datasets").mkdir()
+    mine = {"data": {"source": "folder", "root": "pictures", "image": [1, 8, 8]}}
+    mine |= {"training": {"epochs": 9, "lr": 0.1, "batch_size": 2}, "validation": {"fraction": 0.5}}
+    (tmp_path / "datasets/mine.yaml").write_text(yaml.safe_dump(mine))
+    study = {"tables": {"t": TINY["tables"]["digits"] | {"dataset": "mine", "defenses": ["madry"]}}}
+    (run,) = Study(rehearsal.write(Study(write_study(study)))).runs
+    assert run.data.train_images is None  # one of 61 is of the rare class, and there are only 183
+    train, validation = load(run, "train", "validation")
+    assert train.labels.unique().tolist() == validation.labels.unique().tolist() == [0, 1, 2, 3]
+
+
 def test_the_file_is_written_only_where_it_says_something_else(write_study):
     study = Study(write_study())
     path = rehearsal.write(study)
@@ -119,7 +138,7 @@ def test_judging_in_a_rehearsal_measures_what_everything_costs(small, capsys):
     path = small.run(address).folder / folder.MEASURED
     found, before = read_json(path), path.stat().st_mtime_ns
     assert set(found["judging"]) == {"apgd-ce", "apgd-t", "fab-t", "square"}
-    times = [found["validation"], *found["judging"].values(), *found["curvature"].values()]
+    times = [found["validation"], *found["curvature"].values(), *(cost["image"] for cost in found["judging"].values())]
     times += [cost for kind in found["training"].values() for cost in kind.values()]
     assert len(times) == 11 and all(0 < time < 60 for time in times)
     assert found["memory_mb"]["training"]["main"] > 100

@@ -43,7 +43,7 @@ def rehearse(folder, study, seconds):
     """A project that has rehearsed a study on noise within so many seconds."""
     project = Project(folder, study | {"overrides": [{"set": SMALL}]})
     write_mnist(project.folder / "data", train=60, test=20)
-    write_cifar(project.folder / "data", False, train=60, test=20)
+    write_cifar(project.folder / "data", False, train=100, test=20)
     write_cifar(project.folder / "data", True, train=400, test=100)
     write_imagenette(project.folder / "data", 6)
     (project.folder / "sitecustomize.py").write_text(UNCHECKED)
