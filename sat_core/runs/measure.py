@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import psutil
 import pyautoattack
 import torch
 from torch import Tensor, nn
@@ -42,16 +44,17 @@ def measure(run: Run, real: Run, curved: bool) -> None:
 
     ``curved``: whether the study asks for its curvature or a landscape.
 
-    Seconds: ``training`` and ``judging``, as the functions of these names say; ``validation`` of an image that stands;
-    ``curvature``: of a Hessian's product with a vector, ``product``, and of the loss, ``loss``, an image. Null is what
-    the GPU's memory does not hold. ``memory_mb``: the peak of the process and of the GPU, after each piece. Does
+    Seconds: ``startup``, ``training`` and ``judging``, as the functions of these names say; ``validation`` of an image
+    that stands; ``curvature``: an image's of a product of the Hessian with a vector, ``product``, and of the loss,
+    ``loss``. Null is what the GPU's memory does not hold. ``memory_mb``: the peak of the process and of the GPU, after each piece. Does
     nothing if that has been done for these weights.
     """
     path = run.folder / folder.MEASURED
     if path.exists() and read_json(path)["weights"] == folder.weights(run):
         return
+    content: dict[str, Any] = {"startup": startup(run), "memory_mb": {}}
     device = take_device(run)
-    content: dict[str, Any] = {"device": device_name(device), "memory_mb": {}}
+    content["device"] = device_name(device)
     if device.type == "cuda":
         content["gpu_mb"] = torch.cuda.get_device_properties(device).total_memory / 1e6
     (images,) = load(run, "test")
@@ -76,6 +79,17 @@ def measure(run: Run, real: Run, curved: bool) -> None:
         content["memory_mb"][name] = peak_memory(device)
     write_json(path, content | {"weights": weights})
     log.info("%s: measured", run.folder)
+
+
+def startup(run: Run) -> float:
+    """Seconds that this process has lived, less those of what it has trained and judged: loading, reading, writing."""
+    process, worked = psutil.Process().create_time(), 0.0
+    for stage in ("train", "evaluate"):
+        path = run.folder / folder.STAGES[stage].record
+        if path.stat().st_mtime > process:
+            said = read_json(path)["seconds"]
+            worked += sum(said.values()) if isinstance(said, dict) else said
+    return max(0.0, time.time() - process - worked)
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -6,7 +6,6 @@ prediction is a span: from the least to the most, and likely. Nothing else is as
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,11 +54,15 @@ def certain(value: float) -> Span:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the rehearsal of a run measured: see :func:`sat_core.runs.measure.measure`; ``startup`` seconds of a job."""
+    """What the rehearsal of a run measured: see :func:`sat_core.runs.measure.measure`."""
 
     run: Run
     measured: dict[str, Any]
-    startup: float
+
+    @property
+    def startup(self) -> float:
+        """Seconds of a job until its work begins."""
+        return float(self.measured["startup"])
 
     @property
     def memory(self) -> dict[str, float]:
@@ -94,17 +97,7 @@ def costs_of(rehearsal: Study, run: Run) -> Costs | None:
     path = small.folder / folder.MEASURED
     if not path.exists():
         return None
-    return Costs(small, read_json(path), _startup(rehearsal, small))
-
-
-def _startup(rehearsal: Study, run: Run) -> float:
-    """Seconds of a job beside its epochs, from Snakemake's benchmark of the training; 0 if there is none."""
-    path, history = rehearsal.folder / f"benchmarks/train/{run.id.path}.tsv", run.folder / folder.HISTORY
-    if not path.exists() or not history.exists():
-        return 0.0
-    with path.open() as file:
-        whole = float(next(csv.DictReader(file, delimiter="\t"))["s"])
-    return max(0.0, whole - pd.read_csv(history)["seconds"].sum())
+    return Costs(small, read_json(path))
 
 
 def counts(run: Run) -> tuple[int, int, int]:

@@ -29,6 +29,7 @@ from sat_core.study import Study
 
 MEASURED = {
     "device": "a machine",
+    "startup": 5.0,
     "weights": None,
     "memory_mb": {"training": {"main": 900.0}, "judging": {"main": 1000.0}},
     "training": {"first": {"whole": 0.4, "half": 0.3}, "last": {"whole": 0.2, "half": 0.2}},
@@ -39,7 +40,7 @@ MEASURED = {
 
 
 def costs(run, **changes) -> Costs:
-    return Costs(run, MEASURED | changes, startup=5.0)
+    return Costs(run, MEASURED | changes)
 
 
 @pytest.fixture

@@ -141,6 +141,7 @@ def test_judging_in_a_rehearsal_measures_what_everything_costs(small, capsys):
     times = [found["validation"], *found["curvature"].values(), *(cost["image"] for cost in found["judging"].values())]
     times += [cost for kind in found["training"].values() for cost in kind.values()]
     assert len(times) == 11 and all(0 < time < 60 for time in times)
+    assert found["startup"] > 0
     assert found["memory_mb"]["training"]["main"] > 100
     assert main(["evaluate", "--study", str(small.path), "--run", address]) == 0
     assert path.stat().st_mtime_ns == before  # measured once for these weights
