@@ -46,8 +46,8 @@ def measure(run: Run, real: Run, curved: bool) -> None:
 
     Seconds: ``startup``, ``training`` and ``judging``, as the functions of these names say; ``validation`` of an image
     that stands; ``curvature``: an image's of a product of the Hessian with a vector, ``product``, and of the loss,
-    ``loss``. Null is what the GPU's memory does not hold. ``memory_mb``: the peak of the process and of the GPU, after each piece. Does
-    nothing if that has been done for these weights.
+    ``loss``. Null is what the GPU's memory does not hold. ``memory_mb``: the peak of the process and of the GPU, after
+    each piece. Does nothing if that has been done for these weights.
     """
     path = run.folder / folder.MEASURED
     if path.exists() and read_json(path)["weights"] == folder.weights(run):
