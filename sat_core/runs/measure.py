@@ -86,7 +86,7 @@ def startup(run: Run) -> float:
     process, worked = psutil.Process().create_time(), 0.0
     for stage in ("train", "evaluate"):
         path = run.folder / folder.STAGES[stage].record
-        if path.stat().st_mtime > process:
+        if path.exists() and path.stat().st_mtime > process:
             said = read_json(path)["seconds"]
             worked += sum(said.values()) if isinstance(said, dict) else said
     return max(0.0, time.time() - process - worked)
