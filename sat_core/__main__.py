@@ -6,7 +6,6 @@ import argparse
 import importlib
 import io
 import logging
-import math
 import re
 import signal
 import sys
@@ -40,8 +39,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--run", required=required, metavar="PATH", help=f"{form}; 8/255 is written eps8-255{every}")
 
     verb("check", "check a study and all of its runs, without running anything; prints the runs")
-    plan = verb("plan", "estimate a study's GPU-hours and disk, without running anything")
-    plan.add_argument("--tflops", type=float, default=20.0, metavar="RATE", help="sustained TFLOP/s of one GPU (20)")
+    plan = verb("plan", "what a study will take by its rehearsal, what does not fit that, and what it took")
+    plan.add_argument("--gpus", type=positive, metavar="N", help="GPUs, or runs at a time without; 1 if not given")
+    plan.add_argument("--write", action="store_true", help="write what the jobs need to resources/<study>.yaml")
     data = verb("data", "fetch, check and split a dataset, once for all its runs")
     data.add_argument("--dataset", required=True, metavar="NAME", help="a dataset of the study")
     train = verb("train", "train one run, continuing from its checkpoint if there is one")
@@ -178,7 +178,7 @@ def judge(study: Study, run: Run) -> None:
 
         check(study, [run])
         train(run)
-    finish(run, "evaluate")
+    finish(study, run, "evaluate")
     write_card(run)
     print((run.folder / NAME).read_text(encoding="utf-8"))
 
@@ -209,10 +209,17 @@ def done(run: Run, stage: str) -> bool:
     return False
 
 
-def finish(run: Run, stage: str) -> None:
-    """Do what comes after training: ``evaluate``, ``curvature`` or ``landscape``, unless it is complete."""
+def finish(study: Study, run: Run, stage: str) -> None:
+    """Do what comes after training: ``evaluate``, ``curvature`` or ``landscape``, unless it is complete.
+
+    A run that is judged in a rehearsal is measured, too.
+    """
     if not done(run, stage):
         getattr(importlib.import_module(f"sat_core.runs.{stage}"), stage)(run)
+    if stage == "evaluate" and study.rehearsed:
+        from sat_core.runs.measure import measure
+
+        measure(run, study.rehearsed.run(run.id), bool(study.measured_stages(run.id)))
 
 
 def ahead(study: Study, run: Run) -> None:
@@ -223,7 +230,7 @@ def ahead(study: Study, run: Run) -> None:
     for stage, about in folder.STAGES.items():
         if stage != "train" and any(run.id in getattr(table, about.ids) for table in study.file.tables.values()):
             try:
-                finish(run, stage)
+                finish(study, run, stage)
             except (ConfigError, MemoryError, RuntimeError) as error:
                 logging.warning("%s of %s is left to its own job: %s", stage, run.id.path, error)
 
@@ -241,12 +248,12 @@ def dispatch(options: argparse.Namespace, study: Study, only: Run | None) -> int
             print(*study.run_ids, sep="\n")
         case "plan":
             from sat_core.runs.check import check
-            from sat_core.runs.plan import estimate
+            from sat_core.runs.plan import plan
+            from sat_core.workflow import limits
 
-            if not 0 < options.tflops < math.inf:
-                raise ConfigError(f"--tflops {options.tflops:g}: a number above 0 is needed")
             check(study, study.runs)
-            print(estimate(study, options.tflops))
+            rehearsal = Study(study.rehearsal_file) if study.rehearsal_file.exists() else None
+            print(plan(study, rehearsal, options.gpus or 1, limits(), options.write))
         case "data":
             from sat_core.runs.data import prepare
 
@@ -272,7 +279,7 @@ def dispatch(options: argparse.Namespace, study: Study, only: Run | None) -> int
 
             audit(study.run(options.run), options.samples)
         case "evaluate" | "curvature" | "landscape":
-            finish(study.run(options.run), options.verb)
+            finish(study, study.run(options.run), options.verb)
         case "accept":
             for run in [study.run(options.run)] if options.run else study.runs:
                 for accepted in folder.accept(run):

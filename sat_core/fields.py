@@ -31,11 +31,11 @@ def _fraction(value: Any) -> Any:
     return _not_bool(value)
 
 
-def _when(value: Any) -> Any:
+def _when(value: Any, info: pydantic.ValidationInfo) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
             raise ValueError(f"an epoch counts from 0, it cannot be {value}")
-        return value
+        return value / info.context["epochs"] if value and info.context else value
     share = _fraction(value)
     if not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise ValueError("an epoch, a whole number from 0 on, or a share of the training in (0, 1] is expected")
@@ -60,7 +60,8 @@ NonNegative = Annotated[Number, Field(ge=0)]
 When = Annotated[
     int | float, BeforeValidator(_when), pydantic.WithJsonSchema({"type": ["integer", "number", "string"]})
 ]
-"""An epoch, counted from 0, or a share of the training: 0.6 or 3/5; see :func:`at`."""
+"""An epoch, counted from 0, or a share of the training: 0.6 or 3/5; see :func:`at`. Validated in a context, such as
+``{"epochs": 100}``, all come out as shares of so many."""
 Name = Annotated[str, Field(strict=True, pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 

@@ -5,6 +5,7 @@ Needs neither torch nor Snakemake. Whatever is wrong is a ConfigError, which the
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import logging
@@ -16,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
+
+import yaml
 
 from sat_core.errors import ConfigError, unknown
 from sat_core.report import products
@@ -34,10 +37,11 @@ SITE = {"gres": "gpu:1", "max_minutes": sys.maxsize, "max_mem_mb": sys.maxsize}
 """What a profile may say of the machine, under `config`, and what holds where it does not."""
 
 
-def open_study(configfiles: Sequence[str], config: Mapping[str, Any]) -> Study:
+def open_study(configfiles: Sequence[str], config: Mapping[str, Any], anew: bool = True) -> Study:
     """The study of ``--configfile``, or of the key ``study`` where the workflow is a module of another.
 
-    Raises ConfigError for anything wrong in it, and for a ``--config`` that nobody would read.
+    With ``--config rehearse=true`` it is that study's rehearsal: see :func:`rehearsal_of`. Raises ConfigError for
+    anything wrong in it, and for a ``--config`` that nobody would read.
     """
     if "study" in config:
         path = Path(config["study"])
@@ -51,9 +55,42 @@ def open_study(configfiles: Sequence[str], config: Mapping[str, Any]) -> Study:
         if key in StudyFile.model_fields:
             if value != content.get(key):
                 raise ConfigError(f"--config {key}: a study is changed in its file, {path}, not on the command line")
-        elif key not in SITE and key != "study":
-            raise ConfigError(f"--config: {unknown('key', key, [*SITE, 'study'])}")
-    return study
+        elif key not in SITE and key not in ("study", "rehearse"):
+            raise ConfigError(f"--config: {unknown('key', key, [*SITE, 'study', 'rehearse'])}")
+    if (rehearse := str(config.get("rehearse", False)).lower()) not in ("true", "false"):
+        raise ConfigError(f"--config rehearse: true or false is expected, not {config['rehearse']!r}")
+    return rehearsal_of(study, anew) if rehearse == "true" else study
+
+
+def rehearsal_of(study: Study, anew: bool) -> Study:
+    """The rehearsal of a study, a file of its own; ``anew``: written as the study is now, which takes torch."""
+    if anew:
+        from sat_core.runs.rehearsal import write
+
+        write(study)
+    return Study(study.rehearsal_file)
+
+
+def of_profile(arguments: Sequence[str]) -> dict[str, Any]:
+    """What a command line's profile says under ``config``, which a ``--config`` beside it makes Snakemake forget."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--profile", default=os.environ.get("SNAKEMAKE_PROFILE"))
+    name = parser.parse_known_args(arguments)[0].profile
+    path = Path(name or "", "config.yaml")
+    return site_of(path) if name and path.exists() else {}
+
+
+def site_of(path: Path) -> dict[str, Any]:
+    """The site's settings in a profile's file: the entries of its ``config``, ``key=value`` each."""
+    said = read_yaml(path).get("config") or []
+    pairs = said.items() if isinstance(said, Mapping) else (str(entry).split("=", 1) for entry in said)
+    return {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in pairs}
+
+
+def limits() -> dict[str, Any]:
+    """What the profile ``slurm`` of this folder limits, if there is one: ``jobs`` in the queue, and their size."""
+    path = Path("slurm/config.yaml")
+    return {"jobs": read_yaml(path).get("jobs")} | site_of(path) if path.exists() else {}
 
 
 def check_once(study: Study) -> None:

@@ -250,6 +250,14 @@ def count_images(run: Run) -> tuple[int, int]:
     return train, test
 
 
+def rarest_share(run: Run) -> float:
+    """The rarest class's share of a dataset's training images; those of public ones are about equally many."""
+    if run.data.source != "folder":
+        return 1 / run.data.classes
+    found = [len(list(path.iterdir())) for path in Path(run.data.root, "train").iterdir() if path.is_dir()]
+    return min(found) / max(1, sum(found))
+
+
 @cache
 def _count(folder: str) -> int:
     return sum(1 for _ in Path(folder).glob("*/*"))

@@ -51,6 +51,8 @@ deletes, because another job of an allocation failed or before it tries again, c
 FAILED = "failed.json"
 """Why a run cannot succeed as long as its settings and the code are what they are."""
 INTERRUPTED = "interrupted.json"
+MEASURED = "measured.json"
+"""What the work of a rehearsal's run costs, piece by piece."""
 
 
 def write_record(run: Run, stage: str, content: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from sat_core.errors import ConfigError, unknown
 from sat_core.fields import Name, parse
 from sat_core.study.address import AXES, RunId
 from sat_core.study.external import BASE, External
-from sat_core.study.file import DatasetFile, StudyFile
+from sat_core.study.file import DatasetFile, Override, ResourcesFile, StudyFile
 from sat_core.study.reading import extended, merge, read_yaml
 from sat_core.study.run import Run
 
@@ -40,6 +40,8 @@ class Study:
         if not pydantic.TypeAdapter(Name).validator.isinstance_python(self.name):
             raise ConfigError(f"{path}: a study's file name is its name: a-z, 0-9, '-' and '_' only, then .yaml")
         self.file = parse(StudyFile, extended(read_yaml(self.path), self.path), self.path)
+        real = self.path.parent / self.file.rehearses if self.file.rehearses else self.path
+        self.home, self.resources_file = real.parent, real.parent / "resources" / f"{real.stem}.yaml"
         self._dataset_files: dict[str, DatasetFile] = {}
         self._runs: dict[str, Run] = {}
         self.defense_files: dict[str, str] = {}
@@ -95,14 +97,21 @@ class Study:
         ids = self.run_ids.values()
         there = {axis: {str(getattr(id, axis)) for id in ids} for axis in AXES}
         there["defense"] |= set(map(self.base_defense, there["defense"]))
-        for i, override in enumerate(self.file.overrides):
-            place = f"{self.path}: overrides.{i}.where touches no run of this study"
+        places = [(self.path, self.file.overrides), (self.resources_file, self._resources)]
+        for path, i, override in [(path, *found) for path, overrides in places for found in enumerate(overrides)]:
+            place = f"{path}: overrides.{i}.where touches no run of this study"
             for axis, wanted in override.where:
                 for value in wanted or ():
                     if str(value) not in there[axis]:
                         raise ConfigError(f"{place}: {unknown(axis, value, there[axis])}")
             if not any(override.where.matches(id, self.base_defense(id.defense)) for id in ids):
                 raise ConfigError(f"{place}: none has all of it at once")
+
+    @cached_property
+    def _resources(self) -> list[Override]:
+        """What `plan --write` has found the jobs to need; it comes last."""
+        path = self.resources_file
+        return parse(ResourcesFile, read_yaml(path), path).overrides if path.exists() else []
 
     def base_defense(self, name: str) -> str:
         """The defense that a table means by ``name``: that of a variant, or the one of that name; or ``external``."""
@@ -122,6 +131,23 @@ class Study:
     def folder(self) -> Path:
         return Path("results", self.name)
 
+    @property
+    def rehearsal_file(self) -> Path:
+        """Where the rehearsal of this study is, if it has one."""
+        name = f"{self.name}-rehearsal"
+        return Path("results", name, f"{name}.yaml")
+
+    def measured_stages(self, id: RunId) -> frozenset[str]:
+        """Which of ``curvature`` and ``landscape`` are asked of a run."""
+        asked = {"curvature": "curvature_ids", "landscape": "landscape_ids"}
+        tables = self.file.tables.values()
+        return frozenset(stage for stage, ids in asked.items() if any(id in getattr(table, ids) for table in tables))
+
+    @cached_property
+    def rehearsed(self) -> Study | None:
+        """The study that this one is the rehearsal of."""
+        return Study(self.path.parent / self.file.rehearses) if self.file.rehearses else None
+
     @cached_property
     def run_ids(self) -> dict[str, RunId]:
         """path -> id, each run once, in the order of the file."""
@@ -129,7 +155,7 @@ class Study:
 
     def dataset_file(self, name: str) -> DatasetFile:
         if name not in self._dataset_files:
-            folders = [self.path.parent / "datasets", PROJECT_CONFIG / "datasets"]
+            folders = [self.home / "datasets", PROJECT_CONFIG / "datasets"]
             found = {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.yaml"))}
             if name not in found:
                 raise ConfigError(f"{self.path}: {unknown('dataset', name, found)}")
@@ -150,7 +176,7 @@ class Study:
         defense = self.base_defense(id.defense)
         base = self.dataset_file(id.dataset)
         merged = base.model_dump(exclude={"overrides"})
-        for override in [*base.overrides, *self.file.overrides]:
+        for override in [*base.overrides, *self.file.overrides, *self._resources]:
             if override.where.matches(id, defense):
                 merged = merge(merged, override.set.model_dump(exclude_unset=True))
         if id.defense in self.file.variants:

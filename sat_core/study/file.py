@@ -55,6 +55,20 @@ class DatasetFile(Settings):
     overrides: list[Override] = []
 
 
+class ResourcesFile(Frozen):
+    """``config/resources/<study>.yaml``: what `plan --write` found the jobs of a study to need."""
+
+    overrides: list[Override] = []
+
+    @pydantic.field_validator("overrides")
+    @classmethod
+    def _of_resources_alone(cls, overrides: list[Override]) -> list[Override]:
+        for override in overrides:
+            for section in override.set.model_fields_set - {"resources"}:
+                raise ValueError(f"only resources may be set here, not {section}: that belongs into the study")
+        return overrides
+
+
 class Variant(Frozen):
     """A defense under another name with other options, to stand as a row of its own."""
 
@@ -140,6 +154,7 @@ class StudyFile(Frozen):
 
     description: str = ""
     extends: str | None = Field(None, description="a study, as seen from this file, whose tables and rows these add to")
+    rehearses: str | None = Field(None, description="the study, as seen from this file, that this is the rehearsal of")
     tables: dict[Name, Table] = Field(min_length=1)
     variants: dict[Name, Variant] = {}
     external: dict[Name, External] = Field({}, description="networks not trained here, listed like defenses")

@@ -3,11 +3,11 @@
 import multiprocessing
 import pickle
 import shutil
-import tarfile
 
 import numpy as np
 import pytest
 import torch
+from formats import write_cifar, write_imagenette
 from helpers import MADRY, PSAT, TINY
 from PIL import Image
 
@@ -159,35 +159,15 @@ def test_labels_outside_the_classes_are_refused():
         _checked(Data(source="digits", image=(1, 8, 8), classes=5), "d", images)
 
 
-def write_cifar(root, hundred: bool, monkeypatch):
-    """CIFAR in its exact on-disk format, 100 images a batch; torchvision's checksums are those of these files."""
-    from torchvision import datasets
-
-    rng = np.random.default_rng(0)
-    cls = datasets.CIFAR100 if hundred else datasets.CIFAR10
-    base = root / cls.base_folder
-    base.mkdir(parents=True)
-    key, classes = ("fine_labels", 100) if hundred else ("labels", 10)
-    for names in ("train_list", "test_list"):
-        entries = []
-        for name, _ in getattr(cls, names):
-            count = 1000 if hundred else 100
-            content = {
-                "data": rng.integers(0, 256, (count, 3072), dtype=np.uint8),
-                key: [i % classes for i in range(count)],
-            }
-            (base / name).write_bytes(pickle.dumps(content))
-            entries.append([name, None])
-        monkeypatch.setattr(cls, names, entries)
-    meta = {cls.meta["key"]: [str(i) for i in range(classes)]}
-    (base / cls.meta["filename"]).write_bytes(pickle.dumps(meta))
-    monkeypatch.setattr(cls, "meta", cls.meta | {"md5": None})
-    return base
-
-
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar_is_read_in_its_own_format(name, write_study, tmp_path, monkeypatch):
-    base = write_cifar(tmp_path / "data", name == "cifar100", monkeypatch)
+    from torchvision import datasets
+
+    cls = datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
+    for names in ("train_list", "test_list"):  # without the published files' checksums
+        monkeypatch.setattr(cls, names, [[file, None] for file, _ in getattr(cls, names)])
+    monkeypatch.setattr(cls, "meta", cls.meta | {"md5": None})
+    base = write_cifar(tmp_path / "data", name == "cifar100", train=1000, test=1000)
     run = one_run(study_of(write_study, name))
     (test,) = load(run, "test")
     raw = pickle.loads((base / ("test" if name == "cifar100" else "test_batch")).read_bytes())
@@ -196,17 +176,7 @@ def test_cifar_is_read_in_its_own_format(name, write_study, tmp_path, monkeypatc
 
 
 def test_imagenette_is_read_in_its_own_format(write_study, tmp_path):
-    from torchvision.datasets import Imagenette
-
-    root = tmp_path / "data"
-    folder = root / "imagenette2-160"
-    for part in ("train", "val"):
-        for wnid in Imagenette._WNID_TO_CLASS:
-            (folder / part / wnid).mkdir(parents=True)
-            for i in range(12):
-                Image.new("RGB", (200, 160), (10 * i, 0, 255)).save(folder / part / wnid / f"{i:02}.JPEG")
-    with tarfile.open(root / "imagenette2-160.tgz", "w:gz"):
-        pass
+    write_imagenette(tmp_path / "data", 12)
     run = one_run(study_of(write_study, "imagenette"))
     train, validation, test = load(run, "train", "validation", "test")
     assert (len(train), len(validation), len(test)) == (108, 12, 120)

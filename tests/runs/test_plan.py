@@ -1,9 +1,55 @@
-"""Estimates of cost, against sums done by hand."""
+"""What a study will take, against sums done by hand; and what to set where it does not fit."""
 
+import pandas as pd
 import pytest
+import yaml
+from helpers import MADRY, PSAT, TINY, write_run
 
 from sat_core.__main__ import main
-from sat_core.runs.plan import STANDARD_PASSES, cost, estimate, forward_flops
+from sat_core.errors import ConfigError
+from sat_core.judge import ATTACKS
+from sat_core.runs import folder, needs, predict
+from sat_core.runs.files import write_json
+from sat_core.runs.plan import (
+    STANDARD_PASSES,
+    Cell,
+    cell_of,
+    comparison,
+    cost,
+    duration,
+    forward_flops,
+    guess,
+    makespan,
+    plan,
+    shown,
+)
+from sat_core.runs.predict import Costs, Span
+from sat_core.runs.rehearsal import write
+from sat_core.study import Study
+
+MEASURED = {
+    "device": "a machine",
+    "startup": 5.0,
+    "weights": None,
+    "memory_mb": {"training": {"main": 900.0}, "judging": {"main": 1000.0}},
+    "training": {"first": {"whole": 0.4, "half": 0.3}, "last": {"whole": 0.2, "half": 0.2}},
+    "validation": 0.01,
+    "judging": {a: {"image": s, "block": 0.0} for a, s in zip(ATTACKS, (1.0, 9.0, 18.0, 12.0), strict=True)},
+    "curvature": {"product": 0.1, "loss": 0.01},
+}
+
+
+def costs(run, **changes) -> Costs:
+    return Costs(run, MEASURED | changes)
+
+
+@pytest.fixture
+def paced(write_study) -> Study:
+    """A study in which P-SAT's lambda is below its end in the first of two epochs."""
+    study = TINY | {"overrides": [*TINY["overrides"][:1]]}
+    curriculum = {"kind": "steps", "epochs": [0, 1], "stop": 0.9}
+    study["overrides"].append({"where": {"defense": "psat"}, "set": {"options": {"curriculum": curriculum}}})
+    return Study(write_study(study))
 
 
 def test_operations_and_parameters_of_the_small_network_are_those_counted_by_hand(tiny):
@@ -13,19 +59,153 @@ def test_operations_and_parameters_of_the_small_network_are_those_counted_by_han
     assert forward_flops(run) == (2 * (convolutions + 256 * 10), weights + 16 + 32 + 64 + 10)
 
 
-def test_a_run_costs_its_steps_times_its_images(tiny):
+def test_a_guess_is_steps_times_images(tiny):
     run = next(iter(tiny.runs))  # two epochs, PGD of two steps, a tenth held out
-    passes = 1437 * (0.9 * (2 * 2 + 3) + 0.1 * (2 * 2 + 2))
+    passes = 1293 * (2 * 2 + 3) + 144 * (2 * 2 + 2)
     spent = cost(run, 10.0, 7)
     assert spent["training"] == pytest.approx(10 * passes * 2)
-    assert spent["judging"] == 10 * 12 * STANDARD_PASSES
+    assert spent["AutoAttack <="] == 10 * 12 * STANDARD_PASSES
     assert spent["bytes"] == 4 * 7 * 7
     fewer = run.model_copy(update={"data": run.data.model_copy(update={"train_images": 100})})
-    assert cost(fewer, 10.0, 7)["training"] == pytest.approx(spent["training"] * 100 / 1437)
+    assert cost(fewer, 10.0, 7)["training"] == pytest.approx(10 * 2 * (90 * 7 + 10 * 6))
 
 
-def test_the_plan_adds_up_and_refuses_a_rate_that_is_none(tiny, capsys):
-    last = estimate(tiny, 1e-6).splitlines()[-2].split()
-    assert last[:2] == ["all", "2"] and float(last[2]) > 0
-    assert main(["plan", "--study", str(tiny.path), "--tflops", "0"]) != 0
-    assert "error: --tflops 0: a number above 0 is needed" in capsys.readouterr().err
+def test_without_a_rehearsal_the_plan_says_that_it_guesses_for_processors_too(tiny, capsys):
+    assert main(["plan", "--study", str(tiny.path)]) == 0
+    said = capsys.readouterr().out
+    header, row = said.splitlines()[0], said.splitlines()[3]
+    assert "training on a GPU" in header and "training on a core" in header and row.startswith("all")
+    assert "A guess, no measurement" in said and "--config rehearse=true" in said and " 0.0 " not in guess(tiny)
+
+
+def test_a_training_is_its_epochs_by_kind_and_its_validation(paced):
+    run = paced.run(PSAT)
+    span = predict.training(run, costs(run))
+    steps, validated = 1293 / 64, 2 * 144 * 0.01
+    assert span.high == pytest.approx(steps * (0.4 + 0.2) + validated)
+    likely = steps * (0.4 - 0.05 + 0.2) + validated * (0.4 + 0.6 / 2)  # three quarters of the steps
+    assert span.likely == pytest.approx(likely)
+    assert span.low == pytest.approx(steps * (0.4 - 0.2 + 0.2) + validated * 0.4)
+    assert predict.training(paced.run(MADRY), costs(run)).high == pytest.approx(steps * 2 * 0.2 + validated)
+
+
+def test_a_training_as_it_came_takes_its_own_share_of_steps(paced):
+    run = paced.run(PSAT)
+    history = pd.DataFrame({"steps": [1.0, 2.0], "validation_robust": [0.5, 0.0]})  # of two
+    expected = 1293 / 64 * (0.3 + 0.2) + 144 * 0.01 * (0.4 + 0.6 / 2 + 0.4)
+    assert predict.training_as_it_came(run, costs(run), history) == pytest.approx(expected)
+
+
+def test_judging_is_between_the_first_attack_and_all_of_them(paced):
+    run = paced.run(PSAT)  # 12 images
+    assert predict.judging(run, costs(run)) == Span(12 * 1.0, 12 * 20.5, 12 * 40.0)
+    both = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"weights": ["best", "last"]})})
+    assert predict.judging(both, costs(run)).high == 2 * 12 * 40.0
+    plain = run.model_copy(update={"base": "standard"})
+    assert predict.judging(plain, costs(run)).likely == 12.0  # nothing is supposed to stand
+    verdict = {"n": 12, "clean": 1.0, "after": {"apgd-ce": 0.5, "apgd-t": 0.5, "fab-t": 0.5, "square": 0.25}}
+    blocks = costs(run, judging={attack: {"image": 0.0, "block": 2.0} for attack in ATTACKS})
+    small = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"batch_size": 5})})
+    assert predict.judging(small, blocks) == Span(3 * 2.0, 3 * 8.0, 3 * 8.0)  # of which none stands is not attacked
+    came = predict.judging_as_it_came(run, costs(run), verdict)
+    assert came == pytest.approx(12 * (1.0 + 0.5 * 9 + 0.5 * 18 + 12 * (0.25 + 0.5 * 0.25)))
+
+
+def test_curvature_is_products_of_the_hessian_and_planes_are_losses(write_study):
+    changed = {"set": {"curvature": {"images": 100}, "landscape": {"points": 5}}}
+    run = Study(write_study(TINY | {"overrides": [*TINY["overrides"], changed]})).run(PSAT)
+    attack = 100 * 0.01
+    measured = predict.curvature(run, costs(run), frozenset({"curvature"}))
+    assert measured.high == pytest.approx(100 * 0.1 * 40 * (1 + 3) + attack)
+    assert measured.low == pytest.approx(100 * 0.1 * (5 + 3 * 40) + attack)
+    planes = predict.curvature(run, costs(run), frozenset({"landscape"}))
+    assert planes.high == pytest.approx(100 * 0.1 * 40 + attack + 100 * 0.01 * 3 * 25)
+    assert predict.curvature(run, costs(run), frozenset()).high == 0
+    assert predict.curvature(run, costs(run, curvature=None), frozenset({"curvature"})).high == 0
+
+
+def test_the_last_is_done_when_the_longest_go_first():
+    assert makespan([3, 3, 2, 2, 2], 2) == 7 and makespan([3, 3, 2], 3) == 3 and makespan([1, 1], 1) == 2
+
+
+def test_durations_have_two_digits_that_count():
+    found = [duration(s) for s in (0.25, 5, 45, 150, 1500, 9000, 4e5)]
+    assert found == ["<1 s", "5.0 s", "45 s", "2.5 min", "25 min", "2.5 h", "111 h"]
+    assert shown(Span(60, 60, 60)) == "60 s" and shown(Span(10, 30, 60)) == "30 s (10 s to 60 s)"
+
+
+def cells_of(study: Study, **changes) -> list[Cell]:
+    return [cell_of(study, [run], costs(run, **changes)) for run in study.runs]
+
+
+def test_what_does_not_fit_is_said_with_what_to_set_and_written_where_the_study_reads_it(paced):
+    slow = {
+        "judging": {attack: {"image": 60 * cost["image"], "block": 0.0} for attack, cost in MEASURED["judging"].items()}
+    }
+    found = needs.misfits(cells_of(paced, **slow), {"max_minutes": 1440})
+    (minutes,) = [misfit for misfit in found if "evaluate_minutes" in misfit.said]
+    assert minutes.said == "digits/cnn: evaluate_minutes 20, but more than that is needed: 601"
+    assert minutes.resources == {"evaluate_minutes": 601}  # 12 images, 40 minutes each, five quarters of it, the start
+    needs.write(paced, found)
+    again = Study(paced.path)
+    assert all(run.resources.evaluate_minutes == 601 and run.resources.threads == 1 for run in again.runs)
+    assert not [misfit for misfit in needs.misfits(cells_of(again, **slow), {}) if "evaluate" in misfit.said]
+    needs.write(again, [needs.Misfit("digits", "cnn", "", {"mem_mb": 3000})])
+    assert {(run.resources.evaluate_minutes, run.resources.mem_mb) for run in Study(paced.path).runs} == {(601, 3000)}
+
+
+def test_a_resources_file_holds_resources_alone(paced):
+    paced.resources_file.parent.mkdir()
+    for said, why in (
+        ({"set": {"training": {"lr": 1}}}, "only resources may be set here, not training"),
+        ({"where": {"model": "cnnn"}, "set": {"resources": {}}}, "touches no run of this study: unknown model 'cnnn'"),
+    ):
+        paced.resources_file.write_text(yaml.safe_dump({"overrides": [said]}))
+        with pytest.raises(ConfigError, match=why):
+            Study(paced.path).runs  # noqa: B018
+
+
+def test_a_long_training_is_said_to_take_several_jobs(paced):
+    slow = {"training": {kind: {"whole": 100.0, "half": 100.0} for kind in ("first", "last")}}
+    said = [misfit.said for misfit in needs.misfits(cells_of(paced, **slow), {"max_minutes": 30})]
+    assert any("which is 3 jobs of the 30 that the profile allows; it goes on by itself" in one for one in said)
+
+
+def test_what_a_gpu_does_not_hold_is_said(paced):
+    memory = {"training": {"main": 900.0, "gpu": 6000.0}}
+    found = needs.misfits(cells_of(paced, memory_mb=memory, gpu_mb=16000.0, curvature=None), {})
+    (shared,) = [misfit for misfit in found if "runs_per_gpu" in misfit.said]
+    assert shared.resources == {"runs_per_gpu": 2} and "runs_per_gpu 4, but one takes 6000 MB" in shared.said
+    (batch,) = [misfit for misfit in found if "batch_size" in misfit.said]
+    assert "curvature.batch_size takes more than the GPU's memory" in batch.said and not batch.resources
+
+
+def test_memory_is_of_the_runs_own_number_of_images(tiny):
+    run = tiny.run(MADRY)
+    large = run.model_copy(update={"data": run.data.model_copy(update={"image": (3, 160, 160)})})
+    assert predict.memory_needed(large, costs(run)) == pytest.approx(1000 + 1437 * 3 * 160 * 160 / 1e6)
+
+
+def test_after_the_study_planned_stands_beside_taken(paced):
+    run = paced.run(PSAT)
+    write_run(run, range(10), [""] * 5 + ["apgd-ce"] * 5)  # epochs of 3 s and 5 s, 1.5 s an attack
+    history = pd.read_csv(run.folder / folder.HISTORY).assign(validation_robust=1.0)
+    history.to_csv(run.folder / folder.HISTORY, index=False)
+    record = predict.taken(run, "train")
+    write_json(run.folder / "run.json", record | {"seconds": 8.0})
+    (row,) = comparison(cells_of(paced)).to_dict("records")
+    assert row["run"] == "digits/cnn/psat/eps0.3"
+    assert (row["training took"], row["AutoAttack took"]) == ("8.0 s", "6.0 s")
+    assert row["training as it came"] == duration(1293 / 64 * (0.3 + 0.2) + 144 * 0.01 * 2)
+    write_json(run.folder / "run.json", record | {"seconds": 8.0, "adopted_from": "results/other"})
+    assert "training took" not in comparison(cells_of(paced)).columns
+
+
+def test_the_plan_of_a_rehearsed_study_names_what_is_not_in_it(paced):
+    rehearsal = Study(write(paced))
+    small = rehearsal.run(PSAT)
+    write_json(small.folder / folder.MEASURED, MEASURED)
+    said = plan(paced, rehearsal, 1, {}, write=False)
+    assert "digits/cnn/madry/eps0.3 is not in this: its rehearsal is not finished" in said
+    assert said.splitlines()[1].split()[:2] == ["digits/cnn/psat/eps0.3", "1"]
+    assert "Measured on a machine" in said and "All 1 runs" in said

@@ -3,6 +3,7 @@
 import csv
 import shutil
 
+import yaml
 from slurm.cluster import QUICK, wait_until
 
 from sat_core.runs.folder import KEPT
@@ -27,6 +28,16 @@ def test_a_study_on_the_cluster_equals_the_local_one_file_by_file(cluster, proje
         "rule_evaluate",
         "rule_train",
     ]
+
+
+def test_a_rehearsal_keeps_what_the_profile_says_of_the_site(cluster, project, tiny_study):
+    """Snakemake forgets a profile's `config` where there is a `--config`."""
+    here = project(tiny_study, "rehearsed")
+    here.snakemake(*QUICK, "--config", "rehearse=true", environment=cluster.environment)
+    results = here.folder / "results/study-rehearsal"
+    assert (results / "report.html").exists() and len(list(results.glob("runs/**/measured.json"))) == 2
+    held = [line.split("|") for line in cluster("squeue", "--states=all", "--noheader", "--format=%Z|%b").splitlines()]
+    assert {gres for place, gres in held if place == str(here.folder)} == {"gres:gpu:1"}
 
 
 def files(results):
@@ -54,8 +65,14 @@ def test_a_cluster_without_accounting_is_told_what_to_set(cluster, project, tiny
 
 def test_a_cluster_with_accounting_is_asked_with_sacct(accounting_cluster, project, tiny_study):
     here = project(tiny_study)
-    said = here.snakemake(*QUICK, "--slurm-status-command", "sacct", environment=accounting_cluster.environment)
+    limits = {"main": {"max_runtime": 1440, "max_mem_mb": 16000, "max_gpu": 2}, "urgent": {"max_gpu": 0}}
+    (here.folder / "partitions.yaml").write_text(yaml.safe_dump({"partitions": limits}))
+    options = ("--slurm-status-command", "sacct", "--slurm-partition-config", "partitions.yaml")
+    options += ("--slurm-efficiency-report", "--slurm-efficiency-report-path", "efficiency")
+    said = here.snakemake(*QUICK, *options, environment=accounting_cluster.environment)
     assert (here.results / "report.html").exists(), said
+    (report,) = (here.folder / "efficiency").glob("*.csv")
+    assert "CPU Efficiency (%)" in report.read_text()
     wait_until(lambda: "RUNNING" not in accounted(accounting_cluster), 30, "the accounts to be written")
     jobs = [line.split("|") for line in accounted(accounting_cluster).splitlines()]
     assert jobs and all(state == "COMPLETED" and "gres/gpu=1" in tres for _, state, tres in jobs), jobs

@@ -64,7 +64,11 @@ def study():
 
 
 if sat:
-    STUDY = told(sat.open_study, workflow.configfiles, config)
+    if workflow.is_main_process:
+        lost = {key: value for key, value in told(sat.of_profile, sys.argv).items() if key not in config}
+        config.update(lost)
+        workflow.config_settings.config_args += [f"{key}={value}" for key, value in lost.items()]
+    STUDY = told(sat.open_study, workflow.configfiles, config, workflow.is_main_process)
     STUDY_FILE, RESULTS, TABLES = STUDY.path, str(STUDY.folder), list(STUDY.file.tables)
     GRES, MAX_MINUTES, MAX_MEM_MB = (told(sat.site, config, key, default) for key, default in sat.SITE.items())
     told(sat.refuse_pin_files, Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1] / "envs")

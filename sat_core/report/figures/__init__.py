@@ -9,7 +9,6 @@ from pathlib import Path
 
 import matplotlib
 
-logging.getLogger("fontTools").setLevel(logging.WARNING)  # a line a table of every font that a pdf embeds
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -20,6 +19,8 @@ from sat_core.report.figures.style import Drawing, rc
 from sat_core.report.figures.training import examples, training_curves
 from sat_core.runs.files import atomic
 from sat_core.study import Study
+
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # else a line a table of every font in a pdf
 
 KINDS: dict[str, Callable[[Study, str], Drawing]] = {
     "curves": training_curves,

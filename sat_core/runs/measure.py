@@ -1,0 +1,192 @@
+"""What a run's work costs on this machine, piece by piece, at its real batch sizes: for `plan` to add up.
+
+How many steps a stopping rule saves, and how many images stand, is for the study to find out; what a whole attack
+costs, and one of which half a batch stops at once, is not. So a network that has learnt next to nothing will do.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psutil
+import pyautoattack
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+from sat_core.attacks import PGD, InnerLoss, Iterate, Perturbation, StoppingRule, cross_entropy, uniform_start
+from sat_core.hessian import Objective, gaussians
+from sat_core.runs import folder
+from sat_core.runs.data import load
+from sat_core.runs.device import device_name, peak_memory, take_device
+from sat_core.runs.files import read_json, write_json
+from sat_core.runs.network import measuring_attack, predict, trained_model
+from sat_core.runs.trainer import Trainer
+from sat_core.study import Run
+
+log = logging.getLogger(__name__)
+
+SECONDS = 0.1
+"""For which each piece is repeated, once it is warm; the median counts."""
+VALIDATED = 250
+"""Images at a time in validation."""
+HARMLESS = 1e-6
+"""A radius at which no image breaks: all stand until the end."""
+
+
+def measure(run: Run, real: Run, curved: bool) -> None:
+    """Measure the trained ``run`` of a rehearsal for the run that it rehearses: writes ``measured.json``.
+
+    ``curved``: whether the study asks for its curvature or a landscape.
+
+    Seconds: ``startup``, ``training`` and ``judging``, as the functions of these names say; ``validation`` of an image
+    that stands; ``curvature``: an image's of a product of the Hessian with a vector, ``product``, and of the loss,
+    ``loss``. Null is what the GPU's memory does not hold. ``memory_mb``: the peak of the process and of the GPU, after
+    each piece. Does nothing if that has been done for these weights.
+    """
+    path = run.folder / folder.MEASURED
+    if path.exists() and read_json(path)["weights"] == folder.weights(run):
+        return
+    content: dict[str, Any] = {"startup": startup(run), "memory_mb": {}}
+    device = take_device(run)
+    content["device"] = device_name(device)
+    if device.type == "cuda":
+        content["gpu_mb"] = torch.cuda.get_device_properties(device).total_memory / 1e6
+    (images,) = load(run, "test")
+    model, weights = trained_model(run, device)
+    judged = min(real.evaluation.batch_size, real.evaluation.images or len(images))
+    x, y = (part.to(device) for part in images.batch(slice(0, max(VALIDATED, judged, real.curvature.batch_size))))
+    pieces: dict[str, Callable[[], Any]] = {
+        "training": lambda: training(run),
+        "validation": lambda: validation(run, model, x[:VALIDATED], y[:VALIDATED]),
+        "judging": lambda: judging(model, x[:judged], run.data.classes),
+    }
+    if run.external:
+        del pieces["training"]
+    if curved:
+        pieces["curvature"] = lambda: curvature(model, *(part[: real.curvature.batch_size] for part in (x, y)))
+    for name, piece in pieces.items():
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            content[name] = piece()
+        except torch.OutOfMemoryError:
+            content[name] = None
+        content["memory_mb"][name] = peak_memory(device)
+    write_json(path, content | {"weights": weights})
+    log.info("%s: measured", run.folder)
+
+
+def startup(run: Run) -> float:
+    """Seconds that this process has lived, less those of what it has trained and judged: loading, reading, writing."""
+    process, worked = psutil.Process().create_time(), 0.0
+    for stage in ("train", "evaluate"):
+        path = run.folder / folder.STAGES[stage].record
+        if path.exists() and path.stat().st_mtime > process:
+            said = read_json(path)["seconds"]
+            worked += sum(said.values()) if isinstance(said, dict) else said
+    return max(0.0, time.time() - process - worked)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """The median time of ``work``, which is done once before; a GPU's queue is waited for."""
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    return float(timer.blocked_autorange(min_run_time=SECONDS).median)
+
+
+@dataclass(frozen=True)
+class Paced(PGD):
+    """The same attack, whose stopping rule is asked and not obeyed: the first ``share`` of the batch goes on."""
+
+    share: float = 1.0
+    asked: list[bool] = field(default_factory=list)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, loss: InnerLoss, *, keep_going: StoppingRule | None = None, **rest: Any
+    ) -> Perturbation:
+        self.asked.append(keep_going is not None)
+        if keep_going is None:
+            return super().__call__(model, x, loss, **rest)
+
+        def rule(iterate: Iterate) -> Tensor:
+            return (iterate.rows < self.share * len(x)) | (keep_going(iterate) & False)
+
+        return super().__call__(model, x, loss, keep_going=rule, **rest)
+
+
+def training(run: Run) -> dict[str, dict[str, float]]:
+    """Seconds of a training step in the ``first`` epoch, and in the ``last``, where a curriculum is at its end.
+
+    ``whole``: no sample stops, though the rule is asked, if there is one; ``half``: half the batch stops at once.
+    """
+    trainer, last = Trainer(run), run.training.epochs - 1
+    images, attack = trainer.train_images, asdict(trainer.attack)
+    index = torch.arange(min(run.training.batch_size, len(images)), device=images.pixels.device)
+    found = {}
+    for name, epoch in {"first": 0, "last": last}.items():
+        trainer.epoch = epoch
+        paced = {part: Paced(**attack, share=share) for part, share in {"whole": 1.0, "half": 0.5}.items()}
+        times = {}
+        for part, trainer.attack in paced.items():
+            times[part] = seconds(lambda: trainer.step(index.to(trainer.device), *images.batch(index)))
+            if not any(paced["whole"].asked):
+                times["half"] = times["whole"]
+                break
+        found[name] = times
+    return found
+
+
+def validation(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Seconds of an image that stands: its clean prediction, the whole attack, the prediction on what that found."""
+    attack = measuring_attack(run)
+
+    def work() -> None:
+        start = uniform_start(x, attack.epsilon)
+        predict(model, x)
+        predict(model, attack(model, x, cross_entropy(y), start=start, keep_going=lambda it: it.rows >= 0).x)
+
+    return seconds(work) / len(x)
+
+
+def judging(model: nn.Module, x: Tensor, classes: int) -> dict[str, dict[str, float]]:
+    """Seconds of images that stand until the end, for each attack of AutoAttack: of an ``image``, and of a ``block``.
+
+    A block takes its own time, however few of its images stand: the network's calls. Both come from timing all images
+    and one. Each attack is timed for a few of its iterations, and for one: the difference tells what the rest takes.
+    """
+    y = predict(model, x)
+    adversary = pyautoattack.AutoAttack(model, eps=HARMLESS, seed=0, device=x.device)
+    adversary.apgd.loss, adversary.fab.targeted = "ce", True
+    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = 1
+    targets, found = min(9, classes - 1), {}
+    for name, attack, length, times, few in (
+        ("apgd-ce", adversary.apgd, "n_iter", 1, 6),
+        ("apgd-t", adversary.apgd_targeted, "n_iter", targets, 6),
+        ("fab-t", adversary.fab, "n_iter", targets, 6),
+        ("square", adversary.square, "n_queries", 1, 25),
+    ):
+        all_of_it, whole = getattr(attack, length), {}
+        for n in {len(x), 1}:
+            timed = []
+            for iterations in (1, few):
+                setattr(attack, length, iterations)
+                timed.append(seconds(functools.partial(attack.perturb, x[:n], y[:n])))
+            whole[n] = times * (timed[0] + (all_of_it - 1) * max(0.0, timed[1] - timed[0]) / (few - 1))
+        image = max(0.0, whole[len(x)] - whole[1]) / max(1, len(x) - 1)
+        found[name] = {"image": image, "block": whole[len(x)] - image * len(x)}
+        setattr(attack, length, all_of_it)
+    return found
+
+
+def curvature(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """Seconds an image of a product of the Hessian with a vector, and of the loss, at the batch size of curvature."""
+    objective = Objective(model, x, y, len(x))
+    (vector,) = gaussians(1, objective.theta, 0)
+    product = seconds(lambda: objective.product(vector))
+    return {"product": product / len(x), "loss": seconds(lambda: objective(objective.theta)) / len(x)}

@@ -1,0 +1,215 @@
+"""What a run will take, from what its rehearsal measured; and what it would have been predicted, now that it is known.
+
+Two things a rehearsal cannot know: how many steps a stopping rule will save, and how many images will stand. So every
+prediction is a span: from the least to the most, and likely. Nothing else is assumed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from sat_core import defenses
+from sat_core.errors import ConfigError
+from sat_core.runs import folder
+from sat_core.runs.data import count_images
+from sat_core.runs.files import read_json
+from sat_core.study import Run, Study
+
+STEPS, STANDING = 0.75, 0.5
+"""Supposed of what is not known: three quarters of the steps where a rule may stop samples, half of the images stand.
+
+Shares of steps over whole trainings are 0.53 to 0.90 in docs/evidence; AutoAttack accuracies of published defenses on
+CIFAR-10 are around a half. Of ordinary training no image is supposed to stand.
+"""
+BROKEN = {"apgd-ce": 1.0}
+"""Share of an attack's time that an image takes which it breaks; of the targeted ones and Square a half."""
+FALLEN = 0.4
+"""Share of its validation that an image takes which falls: its clean prediction, and a few steps."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Seconds: the least, what is likely, the most."""
+
+    low: float
+    likely: float
+    high: float
+
+    def __add__(self, other: Span) -> Span:
+        return Span(self.low + other.low, self.likely + other.likely, self.high + other.high)
+
+    def __mul__(self, factor: float) -> Span:
+        return Span(self.low * factor, self.likely * factor, self.high * factor)
+
+
+def certain(value: float) -> Span:
+    """A span of one value."""
+    return Span(value, value, value)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the rehearsal of a run measured: see :func:`sat_core.runs.measure.measure`."""
+
+    run: Run
+    measured: dict[str, Any]
+
+    @property
+    def startup(self) -> float:
+        """Seconds of a job until its work begins."""
+        return float(self.measured["startup"])
+
+    @property
+    def memory(self) -> dict[str, float]:
+        """The peak in MB over all pieces, of the process (``main``) and of the GPU (``gpu``)."""
+        peaks = self.measured["memory_mb"].values()
+        return {place: max(peak[place] for peak in peaks) for place in next(iter(peaks))}
+
+    @property
+    def data_mb(self) -> float:
+        """The training images that the rehearsal held in memory."""
+        record = folder.data_record(self.run) or {}
+        return _megabytes(self.run, sum(record[part]["images"] for part in ("train", "validation") if part in record))
+
+    @property
+    def disk(self) -> int:
+        """Bytes of the run's folder, each file once."""
+        found = {path.stat().st_ino: path.stat().st_size for path in self.run.folder.rglob("*") if path.is_file()}
+        return sum(found.values())
+
+
+def _megabytes(run: Run, images: int) -> float:
+    channels, height, width = run.data.image
+    return images * channels * height * width / 1e6
+
+
+def costs_of(rehearsal: Study, run: Run) -> Costs | None:
+    """What the rehearsal of ``run`` has measured, or None if it has not. Raises ConfigError where it is damaged."""
+    ids = {(id.dataset, id.model, id.defense, id.epsilon): id for id in rehearsal.run_ids.values()}
+    if (id := ids.get((run.dataset, run.model, run.defense, run.epsilon))) is None:
+        return None
+    small = rehearsal.run(id)
+    path = small.folder / folder.MEASURED
+    if not path.exists():
+        return None
+    return Costs(small, read_json(path))
+
+
+def counts(run: Run) -> tuple[int, int, int]:
+    """Images that a run trains on, validates on, judges."""
+    train, test = count_images(run)
+    train = run.data.train_images or train
+    held_out = round(train * run.validation.fraction)
+    return train - held_out, held_out, min(run.evaluation.images or test, test)
+
+
+def memory_needed(run: Run, costs: Costs) -> float:
+    """Peak main memory in MB: what was measured, with the run's own number of training images."""
+    return costs.memory["main"] + _megabytes(run, sum(counts(run)[:2])) - costs.data_mb
+
+
+def training(run: Run, costs: Costs) -> Span:
+    """Seconds of a training: steps of each epoch, by whether its curriculum is at its end, and validation."""
+    if run.external:
+        return certain(0.0)
+    train, held_out, _ = counts(run)
+    steps, spans = train / run.training.batch_size, certain(0.0)
+    for kind, epochs in _kinds(run).items():
+        spans += _step(costs.measured["training"][kind]) * (steps * epochs)
+    images = held_out * run.training.epochs * costs.measured["validation"]
+    return spans + Span(*(images * (FALLEN + (1 - FALLEN) * share) for share in (0.0, _standing(run), 1.0)))
+
+
+def _step(cost: dict[str, float]) -> Span:
+    """Of a step: no sample but one goes on, STEPS of them, all do. Between, cost is taken to be a line."""
+    return Span(*(_at_share(cost, share) for share in (0.0, STEPS, 1.0)))
+
+
+def _at_share(cost: dict[str, float], share: float) -> float:
+    saved = max(0.0, cost["whole"] - cost["half"])  # that half a batch costs more than all of it is noise
+    return max(0.0, cost["whole"] - 2 * (1 - share) * saved)
+
+
+def _standing(run: Run) -> float:
+    return 0.0 if run.base == "standard" else STANDING
+
+
+def _kinds(run: Run) -> dict[str, int]:
+    """How many epochs cost what the rehearsal's first does, and how many what its last: those of the last lambda."""
+    names = list(_kind_of_each(run))
+    return {kind: names.count(kind) for kind in ("first", "last")}
+
+
+def _kind_of_each(run: Run) -> Iterator[str]:
+    defense = defenses.build(run.base, run.options, run.training.epochs, run.defense_file)
+    end = defense.curriculum_value(run.training.epochs - 1)
+    return ("last" if defense.curriculum_value(epoch) == end else "first" for epoch in range(run.training.epochs))
+
+
+def judging(run: Run, costs: Costs) -> Span:
+    """Seconds of AutoAttack: no image stands the first attack, STANDING of them stand all, every one does."""
+    shares = (0.0, _standing(run), 1.0)
+    each = Span(
+        *(_judged(run, costs, counts(run)[2], dict.fromkeys(costs.measured["judging"], s), 1.0) for s in shares)
+    )
+    return each * len(run.evaluation.weights)
+
+
+def _judged(run: Run, costs: Costs, images: int, after: dict[str, float], before: float) -> float:
+    """Seconds of AutoAttack on so many images, by the shares of them that stand before, and after each attack."""
+    total, blocks = 0.0, math.ceil(images / run.evaluation.batch_size)
+    for attack, standing in after.items():
+        cost = costs.measured["judging"][attack]
+        share = standing + BROKEN.get(attack, 0.5) * (before - standing)
+        total += images * share * cost["image"] + min(blocks, round(images * before)) * cost["block"]
+        before = standing
+    return total
+
+
+def curvature(run: Run, costs: Costs, stages: frozenset[str]) -> Span:
+    """Seconds of what is asked of ``curvature`` and ``landscape``; Lanczos may stop early, say after 5 steps."""
+    config, unit, found = run.curvature, costs.measured.get("curvature"), certain(0.0)
+    if not stages or unit is None:
+        return found
+    images, attack = config.images, config.images * costs.measured["validation"]
+    steps = Span(min(5, config.steps), config.steps / 2, config.steps)
+    lanczos = steps * (images * unit["product"])
+    if "curvature" in stages:
+        networks = 1 + len(run.training.snapshot_epochs)
+        found += (lanczos + certain(attack)) * networks
+        found += certain(images * unit["product"] * config.probes * config.steps)
+    if "landscape" in stages:
+        points = 3 * run.landscape.points**2
+        again = run.landscape.reattack**2 * attack
+        found += lanczos + certain(attack + images * unit["loss"] * points + again)
+    return found
+
+
+def training_as_it_came(run: Run, costs: Costs, history: pd.DataFrame) -> float:
+    """What would have been predicted of a training's own share of steps, epoch by epoch, and of images that stood."""
+    train, held_out, _ = counts(run)
+    shares = history["steps"] / run.attack.steps if run.base != "standard" else history["steps"] + 1
+    kinds = zip(_kind_of_each(run), shares, strict=True)
+    steps = sum(_at_share(costs.measured["training"][kind], share) for kind, share in kinds)
+    stood = (FALLEN + (1 - FALLEN) * history["validation_robust"]).sum()
+    return steps * train / run.training.batch_size + held_out * costs.measured["validation"] * stood
+
+
+def judging_as_it_came(run: Run, costs: Costs, verdict: dict[str, Any]) -> float:
+    """What AutoAttack would have been predicted with the images that stood after each attack."""
+    judged = (verdict, *([verdict["last"]] if "last" in verdict else []))
+    return sum(_judged(run, costs, one["n"], one["after"], one["clean"]) for one in judged)
+
+
+def taken(run: Run, stage: str) -> dict[str, Any] | None:
+    """The record of a finished stage that was done for this study, or None: what another has done says nothing here."""
+    try:
+        record = folder.record_of(run, stage)
+    except ConfigError:
+        return None
+    return None if record is None or "adopted_from" in record else record
