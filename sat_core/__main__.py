@@ -125,6 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     form = f"%(asctime)s {name} %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
     logging.getLogger("auto-attack").setLevel(logging.WARNING)  # else it repeats its version at each attack
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells what becomes of every font of every figure
     for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C; training does better, and saves first
         signal.signal(number, _stop)
     try:

@@ -45,8 +45,8 @@ class Product:
     def made_of(self) -> str:
         """A hash of everything that its content depends on."""
         known: list[object] = [self.study.file.model_dump(mode="json"), code(self.module)]
-        known += [checksum(path) for suffix in ("bib", "jinja", "yaml") for path in sorted(HERE.glob(f"*.{suffix}"))]
-        known.append(checksum(NAMES))
+        beside = [*HERE.glob("*.bib"), *HERE.glob("*.yaml"), *self.sources, NAMES]
+        known += [checksum(path) for path in sorted(beside)]
         for stage, runs in self.runs.items():
             for run in runs:
                 if (run.id.path, stage) not in self.memo:
@@ -57,6 +57,12 @@ class Product:
                 known.append(self.memo[run.id.path, stage])
         known += [(run.id.path, epochs) for run in self.begun if (epochs := epochs_done(run))]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def sources(self) -> list[Path]:
+        """What stands beside its code: template, style, scripts."""
+        beside = (HERE / self.module.rpartition(".")[2]).glob("*.*")
+        return [path for path in beside if path.suffix in (".jinja", ".css", ".js")]
 
     @property
     def is_possible(self) -> bool:
@@ -117,9 +123,15 @@ def of(study: Study, memo: Memo | None = None) -> dict[str, Product]:
         figure(study, name, kind, memo)
         for name, asked in study.file.tables.items()
         for kind, about in FIGURES.items()
-        if getattr(asked, about.ids) and not about.on_request
+        if getattr(asked, about.ids) and (not about.on_request or is_requested(study, name, kind))
     ]
     return {product.name: product for product in made}
+
+
+def is_requested(study: Study, name: str, kind: str) -> bool:
+    """Whether the settings of a table's runs ask for a kind of figure that is drawn on request only."""
+    runs = [study.run(id) for id in getattr(study.file.tables[name], FIGURES[kind].ids)]
+    return kind == "landscape-reattacked" and any(run.landscape.reattack for run in runs)
 
 
 def report(study: Study, memo: Memo | None = None) -> Product:

@@ -42,9 +42,9 @@ def made_of(run: Run, stage: str) -> dict[str, dict[str, Any]]:
     """What the result of a stage is made of now, as JSON: ``settings`` by dotted name, ``code`` by module."""
     if stage == "train" and run.external is not None:
         data = run.data.model_dump(mode="json", include={"image", "classes"})
-        settings = dict(_flat({"external": run.external.settings(), "data": data}))
+        settings = dict(flat({"external": run.external.settings(), "data": data}))
         return {"settings": settings, "code": code(*own_code(run))}
-    settings = dict(_flat(run.model_dump(mode="json", include=set(STAGES[stage]))))
+    settings = dict(flat(run.model_dump(mode="json", include=set(STAGES[stage]))))
     for name in CHANGES_NOTHING.get(stage, ()):
         settings.pop(name, None)
     if stage == "train":
@@ -91,10 +91,11 @@ def default(run: Run, name: str) -> Any:
     return type(getattr(run, section)).model_construct().model_dump(mode="json", include={key})[key]
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in nested mappings."""
     for key, value in content.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

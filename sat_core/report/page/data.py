@@ -1,0 +1,177 @@
+"""What the page's scripts draw from: numbers as JSON, of the study in sum, and run by run."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from sat_core.fields import parse
+from sat_core.report.figures.landscape import PLANES
+from sat_core.report.figures.style import appearance, blocks, heading
+from sat_core.report.figures.training import DYNAMICS
+from sat_core.report.page.entries import Entry
+from sat_core.report.page.parts import address
+from sat_core.study import Run, Study
+from sat_core.study.file import Where
+from sat_core.study.fingerprint import flat
+from sat_core.study.reading import merge
+from sat_core.study.settings import Settings
+
+Json = Any
+SYMBOLS = {
+    **{"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross"},
+    **{"*": "star", "X": "x", "<": "triangle-left", ">": "triangle-right", "p": "pentagon", "h": "hexagon"},
+    **{"d": "diamond-tall", "8": "octagon", "H": "hexagon2"},
+}
+"""Matplotlib's names of markers -> plotly's."""
+SIGNS = {r"\lambda": "λ", r"\epsilon": "ε", "_\\mathrm{max}": " max"}
+
+
+def of(study: Study, entries: list[Entry]) -> tuple[dict[str, Json], Json]:
+    """Run -> its data, and the data of the study: its tables, their runs in short, what axes and columns are called.
+
+    ``images``: index and label of each test image, once for all runs that were judged on the same.
+    """
+    images: list[Json] = []
+    each = {entry.run.id.path: about(study, entry, images) for entry in entries}
+    overview = {
+        "tables": {name: outline(study, name) for name in study.file.tables},
+        "runs": {entry.run.id.path: summary(study, entry) for entry in entries},
+        "quantities": {column: [plain(label), scale] for column, (label, scale) in DYNAMICS.items()},
+        "planes": {plane: [plain(axis) for axis in axes] for plane, axes in PLANES.items()},
+        "images": images,
+    }
+    return each, overview
+
+
+def outline(study: Study, name: str) -> Json:
+    """The runs of a table, what is drawn in panels of its own, and the looks of its defenses."""
+    table = study.file.tables[name]
+    looks = appearance(study, table)
+    return {
+        "runs": [id.path for id in table.run_ids],
+        "landscapes": [id.path for id in table.landscape_ids],
+        "blocks": [[model, e.text, plain(heading(table, model, e))] for model, e in blocks(table)],
+        "looks": {defense: [colour, SYMBOLS[marker]] for defense, (colour, marker) in looks.items()},
+    }
+
+
+def summary(study: Study, entry: Entry) -> Json:
+    """One run in short: its address, its accuracies in %, how it stands, and what there is of it."""
+    run, result = entry.run, entry.result
+    said = {axis: str(getattr(run, axis)) for axis in ("dataset", "model", "defense", "epsilon", "seed")}
+    said |= {"name": study.display(run.defense), "state": entry.state}
+    said |= {key: round(result[key], 2) if result else None for key in ("clean", "robust")}
+    said |= {"trivial": bool(result.get("trivial")), "stale": entry.is_stale}
+    return said | {"external": entry.is_external, "begun": len(entry.history) > 0, "planes": bool(entry.planes)}
+
+
+def about(study: Study, entry: Entry, images: list[Json]) -> Json:
+    """Everything of one run; null where there is nothing."""
+    return {
+        "notes": [str(problem) for problem in entry.problems] + entry.accepted,
+        "history": {name: rounded(column) for name, column in entry.history.items()} or None,
+        "examples": examples(entry),
+        "verdict": verdict(entry.images, list(entry.verdict["after"]), images) if entry.result else None,
+        "curvature": {key: entry.curvature[key] for key in ("selected", "epochs", "spectrum")} if entry.curvature else None,
+        "landscape": landscape(entry.planes) if entry.planes else None,
+        "settings": settings(study, entry),
+        "config": entry.record.get("config") or entry.run.model_dump(mode="json"),
+        "records": {"run.json": without(entry.record, "config"), "autoattack.json": entry.verdict},
+    }
+
+
+def verdict(found: pd.DataFrame, attacks: list[str], images: list[Json]) -> Json:
+    """Of each image, in their order, the place in ``names`` of what broke it: a digit; "" stands for nothing did.
+
+    ``wrong``: place of an image -> the prediction on it, clean, where that was wrong; ``images``: where in the list of
+    test images.
+    """
+    names = ["clean", *attacks, ""]
+    shared = {"index": found["index"].tolist(), "label": found["label"].tolist()}
+    if shared not in images:
+        images.append(shared)
+    wrong = found["prediction"].reset_index(drop=True)[lambda of: of.ne(found["label"].to_numpy())]
+    return {
+        "names": names,
+        "broken": "".join(str(names.index(name)) for name in found["broken_by"]),
+        "wrong": {str(place): int(prediction) for place, prediction in wrong.items()},
+        "images": images.index(shared),
+    }
+
+
+def examples(entry: Entry) -> Json:
+    """The attacked images: each clean, perturbed, and what was added to it, as addresses of PNGs."""
+    file, epsilon = entry.examples, entry.run.epsilon.value
+    return [
+        {
+            "label": int(label),
+            "predictions": [int(file["prediction"][i]), int(file["prediction_perturbed"][i])],
+            "clean": picture(file["clean"][i]),
+            "perturbed": picture(file["perturbed"][i]),
+            "perturbation": picture(0.5 + (file["perturbed"][i] - file["clean"][i]) / (2 * epsilon)),
+        }
+        for i, label in enumerate(file.get("label", ()))
+    ]
+
+
+def picture(image: np.ndarray) -> str:
+    """An image (C, H, W) in [0, 1], grey or in colour, as the address of a PNG."""
+    pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]).save(buffer, "png")
+    return address("image/png", buffer.getvalue())
+
+
+def landscape(file: dict[str, np.ndarray]) -> Json:
+    """Plane -> its axis and the loss over it, [i][j] at (axis[i], axis[j]); and what the network is worth."""
+    planes = {
+        plane: {"axis": rounded(file[f"{plane}_axis"]), "loss": [rounded(row) for row in file[f"{plane}_loss"]]}
+        for plane in PLANES
+        if f"{plane}_loss" in file
+    }
+    worth = {key: rounded([file[key]])[0] for key in ("clean", "adversarial", "loss", "lambda_max")}
+    return {"planes": planes, "worth": worth | {"trivial": bool(file["trivial"])}}
+
+
+def settings(study: Study, entry: Entry) -> Json:
+    """Name, the study's default and the run's value of each setting in which the two differ."""
+    run = entry.run
+    own = entry.record.get("config") or run.model_dump(mode="json")
+    usual, mine = (dict(flat({section: of.get(section, {}) for section in Settings.model_fields})) for of in (default(study, run), own))
+    names = dict.fromkeys([*usual, *mine])
+    return [[name, usual.get(name), mine.get(name)] for name in names if usual.get(name) != mine.get(name)]
+
+
+def default(study: Study, run: Run) -> dict[str, Json]:
+    """The run as it were if nothing were said of its like: the dataset's protocol, and what overrides say of all."""
+    file = study.dataset_file(run.dataset)
+    merged = file.model_dump(exclude={"overrides"})
+    for override in [*file.overrides, *study.file.overrides]:
+        if override.where == Where():
+            merged = merge(merged, override.set.model_dump(exclude_unset=True))
+    return parse(Run, run.model_dump() | merged, study.path).model_dump(mode="json")
+
+
+def without(record: dict[str, Json], key: str) -> dict[str, Json]:
+    return {name: value for name, value in record.items() if name != key}
+
+
+def rounded(values: Iterable[float]) -> list[float | None]:
+    """To five digits, as short as JSON has them; null for what is no number."""
+    kept = (float(f"{value:.5g}") for value in map(float, values))
+    return [None if not math.isfinite(v) else int(v) if v.is_integer() else v for v in kept]
+
+
+def plain(text: str) -> str:
+    """A label of a figure without LaTeX."""
+    for sign, letter in SIGNS.items():
+        text = text.replace(sign, letter)
+    return re.sub(r"\s+", " ", text.replace("$", ""))
