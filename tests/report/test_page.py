@@ -18,7 +18,6 @@ from sat_core.runs.folder import KEPT
 from sat_core.runs.network import predict, trained_model
 from sat_core.study import Study
 
-
 PSAT = "digits/cnn/psat/eps0.3/seed0"
 KINDS = {"data:,", *(f"data:{kind}" for kind in ("image/webp", "application/pdf", "text/csv", "text/x-tex"))}
 
@@ -66,7 +65,9 @@ def test_it_needs_nothing_but_itself_and_can_be_read_aloud(page):
 
 def test_tables_and_figures_are_saved_from_the_page_as_they_are(study, page):
     saved = re.findall(r'download="([^"]+)" href="data:[^,]+;base64,([^"]+)"', page)
-    assert {"digits.csv", "digits.tex", "digits-attacks.csv", "digits-cost.tex", "digits-curves.pdf"} <= {n for n, _ in saved}
+    assert {"digits.csv", "digits.tex", "digits-attacks.csv", "digits-cost.tex", "digits-curves.pdf"} <= {
+        n for n, _ in saved
+    }
     for name, content in saved:
         place = "figures" if name.endswith(".pdf") else "tables"
         assert base64.b64decode(content) == (study.folder / place / name).read_bytes()
@@ -108,7 +109,10 @@ def test_how_a_run_stands_is_said_where_its_number_is(study):
     assert describe(study, run).state in ("✓ complete", "† trivial")
     for change, said in (
         ({"external": True}, "external"),
-        ({"accepted": [{"changes": ["a.py changed"], "by": "me", "at": "now", "commit": "c"}]}, "accepted under other code"),
+        (
+            {"accepted": [{"changes": ["a.py changed"], "by": "me", "at": "now", "commit": "c"}]},
+            "accepted under other code",
+        ),
         ({"made_of": record["made_of"] | {"code": {}}}, "‡ train out of date"),
     ):
         try:

@@ -19,39 +19,78 @@ function* groups(table, what) {
 function looks(table, defense, runs, listed) {
   const first = !listed.has(defense);
   listed.add(defense);
-  return { name: study.runs[runs[0]].name, legendgroup: defense, showlegend: first, hovertemplate: "%{customdata}<extra></extra>" };
+  return {
+    name: study.runs[runs[0]].name,
+    legendgroup: defense,
+    showlegend: first,
+    hovertemplate: "%{customdata}<extra></extra>",
+  };
 }
 
 function plane(table) {
-  const range = [-3, 103], listed = new Set();
-  const layout = panels(table.blocks.map((block) => block[2]), 3, { x: { title: { text: "clean accuracy (%)" }, range }, y: { title: { text: "AutoAttack accuracy (%)" }, range } });
+  const range = [-3, 103],
+    listed = new Set();
+  const layout = panels(
+    table.blocks.map((block) => block[2]),
+    3,
+    { x: { title: { text: "clean accuracy (%)" }, range }, y: { title: { text: "AutoAttack accuracy (%)" }, range } },
+  );
   const data = [...groups(table, (run) => run.clean !== null)].map(([i, defense, runs]) => {
     const [shade, symbol] = table.looks[defense];
     const mark = ({ stale, external }) => (stale ? "‡" : "") + (external ? "ext." : "");
     return {
-      ...looks(table, defense, runs, listed), ...axes(i), mode: "markers+text", customdata: runs.map(describe), runs,
-      x: runs.map((run) => study.runs[run].clean), y: runs.map((run) => study.runs[run].robust),
-      text: runs.map((run) => mark(study.runs[run])), textposition: "top right",
-      marker: { color: ink(shade), size: 9, line: { color: ink(shade), width: 1.5 }, symbol: runs.map((run) => symbol + (study.runs[run].trivial ? "-open" : "")) },
+      ...looks(table, defense, runs, listed),
+      ...axes(i),
+      mode: "markers+text",
+      customdata: runs.map(describe),
+      runs,
+      x: runs.map((run) => study.runs[run].clean),
+      y: runs.map((run) => study.runs[run].robust),
+      text: runs.map((run) => mark(study.runs[run])),
+      textposition: "top right",
+      marker: {
+        color: ink(shade),
+        size: 9,
+        line: { color: ink(shade), width: 1.5 },
+        symbol: runs.map((run) => symbol + (study.runs[run].trivial ? "-open" : "")),
+      },
     };
   });
   return { data, layout };
 }
 
 const histories = {};
-const historyOf = (run) => histories[run] ??= dataOf(run).history;
+const historyOf = (run) => (histories[run] ??= dataOf(run).history);
 
 function curves(table, quantity) {
-  const [label, scale] = study.quantities[quantity], listed = new Set();
-  const layout = panels(table.blocks.map((block) => block[2]), 3, { x: { title: { text: "epoch" } }, y: { title: { text: label } } });
+  const [label, scale] = study.quantities[quantity],
+    listed = new Set();
+  const layout = panels(
+    table.blocks.map((block) => block[2]),
+    3,
+    { x: { title: { text: "epoch" } }, y: { title: { text: label } } },
+  );
   layout.uirevision = quantity;
   const data = [...groups(table, (run) => run.begun)].map(([i, defense, runs]) => {
-    const trace = { ...looks(table, defense, runs, listed), ...axes(i), mode: "lines", x: [], y: [], customdata: [], line: { color: ink(table.looks[defense][0]), width: 1.5 } };
+    const trace = {
+      ...looks(table, defense, runs, listed),
+      ...axes(i),
+      mode: "lines",
+      x: [],
+      y: [],
+      customdata: [],
+      line: { color: ink(table.looks[defense][0]), width: 1.5 },
+    };
     for (const run of runs) {
       const { epoch, [quantity]: values = [] } = historyOf(run);
       trace.x.push(...epoch.map((n) => n + 1), null);
-      trace.y.push(...values.map((value) => value === null ? null : value * scale), null);
-      trace.customdata.push(...values.map((value, n) => value === null ? "" : `${run}<br>epoch ${epoch[n] + 1}: ${+(value * scale).toPrecision(4)}`), "");
+      trace.y.push(...values.map((value) => (value === null ? null : value * scale)), null);
+      trace.customdata.push(
+        ...values.map((value, n) =>
+          value === null ? "" : `${run}<br>epoch ${epoch[n] + 1}: ${+(value * scale).toPrecision(4)}`,
+        ),
+        "",
+      );
     }
     return trace;
   });
@@ -64,7 +103,9 @@ function walkable(place) {
   place.after(said);
   let at = -1;
   place.addEventListener("keydown", (event) => {
-    const points = (place.data ?? []).flatMap((trace, curveNumber) => (trace.runs ?? []).map((run, pointNumber) => ({ run, curveNumber, pointNumber, trace })));
+    const points = (place.data ?? []).flatMap((trace, curveNumber) =>
+      (trace.runs ?? []).map((run, pointNumber) => ({ run, curveNumber, pointNumber, trace })),
+    );
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (event.target !== place || !points.length) return;
     if (step) {
@@ -83,12 +124,19 @@ function walkable(place) {
 for (const place of document.querySelectorAll("[data-chart=plane]")) {
   chart(place, () => plane(study.tables[place.dataset.table]));
   walkable(place);
-  place.addEventListener("drawn", () => place.on("plotly_click", ({ points: [point] }) => openRun(point.data.runs[point.pointNumber])), { once: true });
+  place.addEventListener(
+    "drawn",
+    () => place.on("plotly_click", ({ points: [point] }) => openRun(point.data.runs[point.pointNumber])),
+    { once: true },
+  );
 }
 for (const place of document.querySelectorAll("[data-chart=curves]")) {
   let quantity = "validation_robust";
   const options = Object.entries(study.quantities).map(([name, [label]]) => [name, label]);
-  const select = choice("Over the epochs:", options, (value) => { quantity = value; draw(place); });
+  const select = choice("Over the epochs:", options, (value) => {
+    quantity = value;
+    draw(place);
+  });
   select.querySelector("select").value = quantity;
   place.before(element("p", { class: "controls" }, select));
   chart(place, () => curves(study.tables[place.dataset.table], quantity));

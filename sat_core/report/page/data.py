@@ -19,6 +19,7 @@ from sat_core.report.figures.training import DYNAMICS
 from sat_core.report.page.entries import Entry
 from sat_core.report.page.parts import address
 from sat_core.study import Run, Study
+from sat_core.study.address import AXES
 from sat_core.study.file import Where
 from sat_core.study.fingerprint import flat
 from sat_core.study.reading import merge
@@ -31,6 +32,7 @@ SYMBOLS = {
     **{"d": "diamond-tall", "8": "octagon", "H": "hexagon2"},
 }
 """Matplotlib's names of markers -> plotly's."""
+CURVATURE = ("selected", "epochs", "spectrum")
 SIGNS = {r"\lambda": "λ", r"\epsilon": "ε", "_\\mathrm{max}": " max"}
 
 
@@ -66,7 +68,7 @@ def outline(study: Study, name: str) -> Json:
 def summary(study: Study, entry: Entry) -> Json:
     """One run in short: its address, its accuracies in %, how it stands, and what there is of it."""
     run, result = entry.run, entry.result
-    said = {axis: str(getattr(run, axis)) for axis in ("dataset", "model", "defense", "epsilon", "seed")}
+    said: Json = {axis: str(getattr(run, axis)) for axis in AXES}
     said |= {"name": study.display(run.defense), "state": entry.state}
     said |= {key: round(result[key], 2) if result else None for key in ("clean", "robust")}
     said |= {"trivial": bool(result.get("trivial")), "stale": entry.is_stale}
@@ -80,7 +82,9 @@ def about(study: Study, entry: Entry, images: list[Json]) -> Json:
         "history": {name: rounded(column) for name, column in entry.history.items()} or None,
         "examples": examples(entry),
         "verdict": verdict(entry.images, list(entry.verdict["after"]), images) if entry.result else None,
-        "curvature": {key: entry.curvature[key] for key in ("selected", "epochs", "spectrum")} if entry.curvature else None,
+        "curvature": {key: entry.curvature[key] for key in ("selected", "epochs", "spectrum")}
+        if entry.curvature
+        else None,
         "landscape": landscape(entry.planes) if entry.planes else None,
         "settings": settings(study, entry),
         "config": entry.record.get("config") or entry.run.model_dump(mode="json"),
@@ -137,7 +141,7 @@ def landscape(file: dict[str, np.ndarray]) -> Json:
         for plane in PLANES
         if f"{plane}_loss" in file
     }
-    worth = {key: rounded([file[key]])[0] for key in ("clean", "adversarial", "loss", "lambda_max")}
+    worth = {key: rounded(file[key].reshape(1))[0] for key in ("clean", "adversarial", "loss", "lambda_max")}
     return {"planes": planes, "worth": worth | {"trivial": bool(file["trivial"])}}
 
 
@@ -145,7 +149,10 @@ def settings(study: Study, entry: Entry) -> Json:
     """Name, the study's default and the run's value of each setting in which the two differ."""
     run = entry.run
     own = entry.record.get("config") or run.model_dump(mode="json")
-    usual, mine = (dict(flat({section: of.get(section, {}) for section in Settings.model_fields})) for of in (default(study, run), own))
+    usual, mine = (
+        dict(flat({section: content.get(section, {}) for section in Settings.model_fields}))
+        for content in (default(study, run), own)
+    )
     names = dict.fromkeys([*usual, *mine])
     return [[name, usual.get(name), mine.get(name)] for name in names if usual.get(name) != mine.get(name)]
 

@@ -5,12 +5,18 @@ const chosen = {};
 const passes = (run) => AXES.every((axis) => !chosen[axis] || chosen[axis].has(study.runs[run][axis]));
 
 {
-  const runs = Object.values(study.runs), place = document.getElementById("filter"), said = place.querySelector("output");
+  const runs = Object.values(study.runs),
+    place = document.getElementById("filter"),
+    said = place.querySelector("output");
   for (const axis of AXES) {
     const names = new Map(runs.map((run) => [run[axis], axis === "defense" ? run.name : run[axis]]));
     if (names.size < 2) continue;
-    const boxes = [...names].map(([value, name]) => element("label", {}, element("input", { type: "checkbox", name: axis, value, checked: "" }), ` ${name}`));
-    place.querySelector("form").append(element("fieldset", {}, element("legend", {}, axis === "epsilon" ? "ε" : axis), ...boxes));
+    const boxes = [...names].map(([value, name]) =>
+      element("label", {}, element("input", { type: "checkbox", name: axis, value, checked: "" }), ` ${name}`),
+    );
+    place
+      .querySelector("form")
+      .append(element("fieldset", {}, element("legend", {}, axis === "epsilon" ? "ε" : axis), ...boxes));
   }
   const apply = () => {
     for (const axis of AXES) {

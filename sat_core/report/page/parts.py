@@ -109,7 +109,7 @@ def picture(path: Path) -> tuple[str, tuple[int, int]]:
 
 
 def files(shown: Path) -> list[File]:
-    """What to save of a table or a figure: the files of its name beside the one that the page shows, and works cited."""
+    """What to save of a table or a figure: what has its name beside the file that the page shows, and works cited."""
     beside = [*sorted(shown.parent.glob(f"{shown.stem}.*")), *sorted(shown.parent.glob("*.bib"))]
     beside = [path for path in beside if path.suffix not in (".html", ".md", ".png")]
     kinds = [mimetypes.guess_type(path.name)[0] or "text/plain" for path in beside]

@@ -1,12 +1,18 @@
 // The part of each run, made of its data when it is opened and given up when it is closed.
-const percent = (value) => value === null ? "—" : `${value.toFixed(2)} %`;
+const percent = (value) => (value === null ? "—" : `${value.toFixed(2)} %`);
 const heading = (text) => element("h4", {}, text);
-const scrolling = (label, content) => element("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": label }, content);
+const scrolling = (label, content) =>
+  element("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": label }, content);
 const pre = (content) => element("pre", { tabindex: "0" }, JSON.stringify(content, null, 2));
 
 /** An empty chart of so many pixels, which is drawn when it is seen. */
 function canvas(label, make, height = 300) {
-  const place = element("div", { class: "chart", role: "group", "aria-label": label, style: `min-height: ${height}px` });
+  const place = element("div", {
+    class: "chart",
+    role: "group",
+    "aria-label": label,
+    style: `min-height: ${height}px`,
+  });
   if (make) chart(place, make);
   return place;
 }
@@ -22,58 +28,132 @@ function saving(name, text, type) {
 }
 
 const csv = (columns) => {
-  const names = Object.keys(columns), rows = columns[names[0]].map((_, i) => names.map((name) => columns[name][i] ?? ""));
+  const names = Object.keys(columns),
+    rows = columns[names[0]].map((_, i) => names.map((name) => columns[name][i] ?? ""));
   return [names, ...rows].map((row) => row.join(",")).join("\n") + "\n";
 };
 
 function training(history) {
   const shown = Object.entries(study.quantities).filter(([name]) => history[name]?.some((value) => value !== null));
   return () => {
-    const layout = { ...panels(shown.map(([, [label]]) => label), 3, { height: 190, x: { title: { text: "epoch" } } }), showlegend: false };
-    const data = shown.map(([name, [label, scale]], i) => ({ ...axes(i), name: label, x: history.epoch.map((n) => n + 1), y: history[name].map((value) => value === null ? null : value * scale), mode: "lines", line: { color: colour("link"), width: 1.5 }, hovertemplate: "epoch %{x}: %{y:.4g}<extra></extra>" }));
+    const layout = {
+      ...panels(
+        shown.map(([, [label]]) => label),
+        3,
+        { height: 190, x: { title: { text: "epoch" } } },
+      ),
+      showlegend: false,
+    };
+    const data = shown.map(([name, [label, scale]], i) => ({
+      ...axes(i),
+      name: label,
+      x: history.epoch.map((n) => n + 1),
+      y: history[name].map((value) => (value === null ? null : value * scale)),
+      mode: "lines",
+      line: { color: colour("link"), width: 1.5 },
+      hovertemplate: "epoch %{x}: %{y:.4g}<extra></extra>",
+    }));
     return { data, layout };
   };
 }
 
 function curvature({ epochs, spectrum }) {
   return () => {
-    const layout = { ...panels(["λ max over the epochs", "spectrum: eigenvalues and their weights"], 2, { height: 220 }), showlegend: false };
+    const layout = {
+      ...panels(["λ max over the epochs", "spectrum: eigenvalues and their weights"], 2, { height: 220 }),
+      showlegend: false,
+    };
     Object.assign(layout.xaxis, { title: { text: "epoch" } });
     Object.assign(layout.yaxis, { type: "log" });
     Object.assign(layout.xaxis2, { title: { text: "eigenvalue" } });
     Object.assign(layout.yaxis2, { type: "log" });
     const marker = { color: colour("link") };
-    const over = { ...axes(0), x: epochs.map((of) => of.epoch), y: epochs.map((of) => of.lambda_max), mode: "lines+markers", marker, customdata: epochs.map((of) => 100 * of.adversarial), hovertemplate: "epoch %{x}: λ max %{y:.4g}, adversarial accuracy %{customdata:.1f} %<extra></extra>" };
-    const density = { ...axes(1), x: spectrum.nodes, y: spectrum.weights, mode: "markers", marker: { ...marker, size: 5 }, hovertemplate: "%{x:.4g}: %{y:.3g}<extra></extra>" };
+    const over = {
+      ...axes(0),
+      x: epochs.map((of) => of.epoch),
+      y: epochs.map((of) => of.lambda_max),
+      mode: "lines+markers",
+      marker,
+      customdata: epochs.map((of) => 100 * of.adversarial),
+      hovertemplate: "epoch %{x}: λ max %{y:.4g}, adversarial accuracy %{customdata:.1f} %<extra></extra>",
+    };
+    const density = {
+      ...axes(1),
+      x: spectrum.nodes,
+      y: spectrum.weights,
+      mode: "markers",
+      marker: { ...marker, size: 5 },
+      hovertemplate: "%{x:.4g}: %{y:.3g}<extra></extra>",
+    };
     return { data: [over, density], layout };
   };
 }
 
 function example({ label, predictions, clean, perturbed, perturbation }) {
-  const image = (src, alt, text) => element("figure", {}, element("img", { src, alt, class: "pixels" }), element("figcaption", {}, text));
-  return element("div", { class: "example" },
+  const image = (src, alt, text) =>
+    element("figure", {}, element("img", { src, alt, class: "pixels" }), element("figcaption", {}, text));
+  return element(
+    "div",
+    { class: "example" },
     image(clean, `A clean test image of class ${label}`, `class ${label}, taken for ${predictions[0]}`),
     image(perturbed, "The same image, perturbed", `perturbed: taken for ${predictions[1]}`),
-    image(perturbation, "What was added to it", "what was added: grey is none"));
+    image(perturbation, "What was added to it", "what was added: grey is none"),
+  );
 }
 
-const shown = (value) => value === undefined || value === null ? "—" : JSON.stringify(value);
+const shown = (value) => (value === undefined || value === null ? "—" : JSON.stringify(value));
 
 function fill(place, run) {
-  const of = dataOf(run), { clean, robust } = study.runs[run], record = of.records["run.json"];
+  const of = dataOf(run),
+    { clean, robust } = study.runs[run],
+    record = of.records["run.json"];
   const add = (...children) => place.append(...children);
   for (const note of of.notes) add(element("p", { class: "bad" }, note));
-  if (clean !== null) add(element("p", {}, `Clean ${percent(clean)}, robust under AutoAttack ${percent(robust)}. ${study.runs[run].state}.`));
-  if (of.history) add(heading("Training"), canvas(`Training of ${run}`, training(of.history)), element("p", { class: "save" }, saving("history.csv", () => csv(of.history), "text/csv")));
+  if (clean !== null)
+    add(
+      element(
+        "p",
+        {},
+        `Clean ${percent(clean)}, robust under AutoAttack ${percent(robust)}. ${study.runs[run].state}.`,
+      ),
+    );
+  if (of.history)
+    add(
+      heading("Training"),
+      canvas(`Training of ${run}`, training(of.history)),
+      element(
+        "p",
+        { class: "save" },
+        saving("history.csv", () => csv(of.history), "text/csv"),
+      ),
+    );
   if (of.examples.length) add(heading("Adversarial examples"), ...of.examples.map(example));
   if (of.verdict) {
-    const { table, make } = verdictPart(of.verdict), { index, label } = study.images[of.verdict.images];
+    const { table, make } = verdictPart(of.verdict),
+      { index, label } = study.images[of.verdict.images];
     const columns = () => ({ index, label, broken_by: [...of.verdict.broken].map((digit) => of.verdict.names[digit]) });
-    add(heading("Verdict by image: which attack broke which"), scrolling(`Verdict by class, ${run}`, table), canvas(`Verdict by image, ${run}`, make), element("p", { class: "save" }, saving("autoattack.csv", () => csv(columns()), "text/csv")));
+    add(
+      heading("Verdict by image: which attack broke which"),
+      scrolling(`Verdict by class, ${run}`, table),
+      canvas(`Verdict by image, ${run}`, make),
+      element(
+        "p",
+        { class: "save" },
+        saving("autoattack.csv", () => csv(columns()), "text/csv"),
+      ),
+    );
   }
   if (of.curvature) {
     const { lambda_max, residual, adversarial, loss } = of.curvature.selected;
-    add(heading("Curvature of the loss"), element("p", {}, `At the selected weights λ max is ${lambda_max.toPrecision(4)} (residual ${residual.toPrecision(2)}), adversarial accuracy ${(100 * adversarial).toFixed(1)} %, loss ${loss.toPrecision(3)}, on the same images.`), canvas(`Curvature of ${run}`, curvature(of.curvature)));
+    add(
+      heading("Curvature of the loss"),
+      element(
+        "p",
+        {},
+        `At the selected weights λ max is ${lambda_max.toPrecision(4)} (residual ${residual.toPrecision(2)}), adversarial accuracy ${(100 * adversarial).toFixed(1)} %, loss ${loss.toPrecision(3)}, on the same images.`,
+      ),
+      canvas(`Curvature of ${run}`, curvature(of.curvature)),
+    );
   }
   if (of.landscape) {
     const surface = canvas(`Loss landscape of ${run}`, null, 400);
@@ -81,10 +161,28 @@ function fill(place, run) {
     landscape(surface, { [run]: [run] });
   }
   add(heading("Settings"));
-  if (of.settings.length) add(scrolling(`Settings of ${run}`, tableOf(["differs from the study's default", "default", "this run"], of.settings.map(([name, usual, own]) => [name, shown(usual), shown(own)]))));
+  if (of.settings.length)
+    add(
+      scrolling(
+        `Settings of ${run}`,
+        tableOf(
+          ["differs from the study's default", "default", "this run"],
+          of.settings.map(([name, usual, own]) => [name, shown(usual), shown(own)]),
+        ),
+      ),
+    );
   else add(element("p", {}, "All are the study's default."));
-  const all = Object.entries({ ...of.records, configuration: of.config }).filter(([, content]) => Object.keys(content).length);
-  add(element("details", {}, element("summary", {}, "Everything on record: versions, checksums, all settings"), ...all.flatMap(([name, content]) => [element("h5", {}, name), pre(content)])));
+  const all = Object.entries({ ...of.records, configuration: of.config }).filter(
+    ([, content]) => Object.keys(content).length,
+  );
+  add(
+    element(
+      "details",
+      {},
+      element("summary", {}, "Everything on record: versions, checksums, all settings"),
+      ...all.flatMap(([name, content]) => [element("h5", {}, name), pre(content)]),
+    ),
+  );
 }
 
 function empty(place) {
@@ -94,7 +192,7 @@ function empty(place) {
 
 for (const part of document.querySelectorAll("details.run")) {
   const place = part.querySelector("div");
-  part.addEventListener("toggle", () => part.open ? fill(place, part.dataset.run) : empty(place));
+  part.addEventListener("toggle", () => (part.open ? fill(place, part.dataset.run) : empty(place)));
 }
 
 /** Open the part of a run and go there. */
@@ -104,6 +202,7 @@ function openRun(run) {
   place.parentElement.scrollIntoView();
   place.parentElement.querySelector("summary").focus();
 }
-const follow = () => study.runs[decodeURIComponent(location.hash.slice(1))] && openRun(decodeURIComponent(location.hash.slice(1)));
+const follow = () =>
+  study.runs[decodeURIComponent(location.hash.slice(1))] && openRun(decodeURIComponent(location.hash.slice(1)));
 addEventListener("hashchange", follow);
 follow();
