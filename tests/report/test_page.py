@@ -87,8 +87,8 @@ def test_the_data_of_a_run_are_its_results(study, page):
     assert found["history"]["loss"] == pytest.approx(history["loss"].tolist(), rel=1e-4)
     broken = [found["verdict"]["names"][int(digit)] for digit in found["verdict"]["broken"]]
     assert broken == images["broken_by"].tolist()
-    right = images[images["prediction"] == images["label"]]
-    assert len(found["verdict"]["wrong"]) == len(images) - len(right)
+    wrong = images[images["prediction"] != images["label"]]
+    assert found["verdict"]["wrong"] == wrong["prediction"].tolist()
     assert 100 * broken.count("") / len(broken) == pytest.approx(100 * verdict["robust"])
     planes = read_arrays(run.folder / "landscape.npz")
     assert set(found["landscape"]["planes"]) == {"random", "hessian", "input", "reattacked"}

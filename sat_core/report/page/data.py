@@ -95,18 +95,16 @@ def about(study: Study, entry: Entry, images: list[Json]) -> Json:
 def verdict(found: pd.DataFrame, attacks: list[str], images: list[Json]) -> Json:
     """Of each image, in their order, the place in ``names`` of what broke it: a digit; "" stands for nothing did.
 
-    ``wrong``: place of an image -> the prediction on it, clean, where that was wrong; ``images``: where in the list of
-    test images.
+    ``wrong``: the predictions on those that were wrong when clean; ``images``: where in the list of test images.
     """
     names = ["clean", *attacks, ""]
     shared = {"index": found["index"].tolist(), "label": found["label"].tolist()}
     if shared not in images:
         images.append(shared)
-    wrong = found["prediction"].reset_index(drop=True)[lambda of: of.ne(found["label"].to_numpy())]
     return {
         "names": names,
         "broken": "".join(str(names.index(name)) for name in found["broken_by"]),
-        "wrong": {str(place): int(prediction) for place, prediction in wrong.items()},
+        "wrong": found.loc[found["broken_by"] == "clean", "prediction"].tolist(),
         "images": images.index(shared),
     }
 

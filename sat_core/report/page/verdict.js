@@ -5,6 +5,8 @@ const SHADES = ["#D55E00", "#E69F00", "#F0E442", "#56B4E9", "#0072B2", "#009E73"
 function verdictPart({ names, broken, wrong, images }) {
   const { index, label } = study.images[images],
     words = names.map((name) => WORDS[name] ?? name);
+  const errors = [...label.keys()].filter((place) => names[broken[place]] === "clean");
+  const mistaken = new Map(errors.map((place, i) => [place, wrong[i]]));
   const classes = [...new Set(label)].sort((a, b) => a - b),
     places = new Map(classes.map((one) => [one, []]));
   label.forEach((one, place) => places.get(one).push(place));
@@ -20,7 +22,7 @@ function verdictPart({ names, broken, wrong, images }) {
         Array.from({ length: most }, (_, i) => (i < places.get(one).length ? value(places.get(one)[i]) : null)),
       );
   const tell = (place) =>
-    `image ${index[place]}, of class ${label[place]}<br>${words[+broken[place]]}${place in wrong ? ` (taken for ${wrong[place]})` : ""}`;
+    `image ${index[place]}, of class ${label[place]}<br>${words[+broken[place]]}${mistaken.has(place) ? ` (taken for ${mistaken.get(place)})` : ""}`;
   const trace = {
     type: "heatmap",
     z: filled((place) => +broken[place]),
