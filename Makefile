@@ -9,7 +9,7 @@ export UV_PYTHON_DOWNLOADS := never
 # Images of Python often forbid it; without compiled files each of some fifty processes compiles 900 modules again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo test cluster soak bench evidence lint docs format schemas envs faults clean
+.PHONY: help setup demo test cluster soak bench evidence lint docs gallery format schemas envs faults clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -64,6 +64,11 @@ docs: $(READY)  ## build the site, docs/_build/html; a warning is an error
 	$(UV) sync --locked --quiet --inexact --extra workflow --group docs
 	python -m sphinx -W --keep-going -n -q -b html -d docs/_build/doctrees docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+gallery: $(READY)  ## draw the pictures of docs/gallery.md from the demo
+	snakemake --quiet rules --configfile config/demo.yaml
+	snakemake --quiet rules --configfile docs/gallery/gallery.yaml
+	python docs/gallery/refresh.py
 
 format: $(READY)  ## apply the formatters
 	ruff check --fix .

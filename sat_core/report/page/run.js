@@ -57,6 +57,24 @@ function training(history) {
   };
 }
 
+const SHARPNESS = {
+  lambda_max: ["λ max, the largest eigenvalue", "residual"],
+  trace: ["trace", "trace_error"],
+  relative_flatness: ["relative flatness", "relative_flatness_error"],
+  loss: ["loss on the same images"],
+  adversarial: ["adversarial accuracy on the same images"],
+};
+
+/** What was measured at the selected weights; the error is null where a number is exact. */
+function sharpness(selected) {
+  const digits = (value) => (Number.isFinite(value) ? value.toPrecision(4) : "—");
+  const rows = Object.entries(SHARPNESS).filter(([key]) => key in selected);
+  return tableOf(
+    ["at the selected weights", "value", "error"],
+    rows.map(([key, [name, error]]) => [name, digits(selected[key]), digits(selected[error])]),
+  );
+}
+
 function curvature({ epochs, spectrum }) {
   return () => {
     const layout = {
@@ -143,18 +161,12 @@ function fill(place, run) {
       ),
     );
   }
-  if (of.curvature) {
-    const { lambda_max, residual, adversarial, loss } = of.curvature.selected;
+  if (of.curvature)
     add(
       heading("Curvature of the loss"),
-      element(
-        "p",
-        {},
-        `At the selected weights λ max is ${lambda_max.toPrecision(4)} (residual ${residual.toPrecision(2)}), adversarial accuracy ${(100 * adversarial).toFixed(1)} %, loss ${loss.toPrecision(3)}, on the same images.`,
-      ),
+      scrolling(`Curvature of ${run} at the selected weights`, sharpness(of.curvature.selected)),
       canvas(`Curvature of ${run}`, curvature(of.curvature)),
     );
-  }
   if (of.landscape) {
     const surface = canvas(`Loss landscape of ${run}`, null, 400);
     add(heading("Loss landscape"), surface);
