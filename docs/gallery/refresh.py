@@ -15,7 +15,7 @@ from sat_core.report.figures import write_figure  # noqa: E402
 from sat_core.report.kinds import FIGURES  # noqa: E402
 from sat_core.study import Study  # noqa: E402
 
-WIDTH, COLOURS = 760, 128
+WIDTH, COLOURS = 640, 96
 STUDIES = ("config/demo.yaml", "docs/gallery/gallery.yaml")
 """What is drawn without being asked for, and what only on request."""
 HEAD = """\
