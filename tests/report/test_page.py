@@ -19,7 +19,10 @@ from sat_core.runs.network import predict, trained_model
 from sat_core.study import Study
 
 PSAT = "digits/cnn/psat/eps0.3/seed0"
-KINDS = {"data:,", *(f"data:{kind}" for kind in ("image/webp", "application/pdf", "text/csv", "text/x-tex"))}
+KINDS = {
+    "data:,",
+    *(f"data:{kind}" for kind in ("image/webp", "application/pdf", "text/csv", "text/x-tex", "text/x-bibtex")),
+}
 
 
 def written(study: Study) -> str:
@@ -59,7 +62,7 @@ def test_it_needs_nothing_but_itself_and_can_be_read_aloud(page):
     assert {link.partition(";")[0] for link in links if link[0] != "#"} <= KINDS
     assert {link[1:] for link in links if link[0] == "#"} <= set(ids)
     images = re.findall("<img [^>]+>", page)
-    assert len(images) == 9
+    assert len(images) == 11
     assert all(re.search('alt="[^"]{40,}"', image) for image in images)
 
 
@@ -69,8 +72,8 @@ def test_tables_and_figures_are_saved_from_the_page_as_they_are(study, page):
         n for n, _ in saved
     }
     for name, content in saved:
-        place = "figures" if name.endswith(".pdf") else "tables"
-        assert base64.b64decode(content) == (study.folder / place / name).read_bytes()
+        (path,) = study.folder.glob(f"*/{name}")
+        assert base64.b64decode(content) == path.read_bytes()
 
 
 def data(page: str, run: str) -> dict:

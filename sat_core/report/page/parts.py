@@ -22,6 +22,8 @@ from sat_core.study.file import COMPARISONS, PARTS
 TITLES = dict(zip(PARTS, ("Accuracy", "Accuracy after each attack", "Cost of training"), strict=True))
 TITLES[COMPARISONS] = "Which defense beats which"
 """Suffix of a table's file -> heading."""
+LONG = 50_000
+"""Bytes of a csv that is not in the page."""
 CHARTS = {"tradeoff": "plane", "curves": "curves", "landscape": "landscape"}
 """Kind of a figure -> the chart to zoom into that takes its place on a screen."""
 
@@ -109,9 +111,13 @@ def picture(path: Path) -> tuple[str, tuple[int, int]]:
 
 
 def files(shown: Path) -> list[File]:
-    """What to save of a table or a figure: what has its name beside the file that the page shows, and works cited."""
+    """What to save of a table or a figure: what has its name beside the file that the page shows, and works cited.
+
+    Long lists of numbers stay where they are: the page would hold them twice.
+    """
     beside = [*sorted(shown.parent.glob(f"{shown.stem}.*")), *sorted(shown.parent.glob("*.bib"))]
     beside = [path for path in beside if path.suffix not in (".html", ".md", ".png")]
+    beside = [path for path in beside if path.suffix != ".csv" or path.stat().st_size <= LONG]
     kinds = [mimetypes.guess_type(path.name)[0] or "text/plain" for path in beside]
     return [File(path.name, address(kind, path.read_bytes())) for path, kind in zip(beside, kinds, strict=True)]
 
