@@ -11,7 +11,7 @@ import torch
 from sat_core.__main__ import main
 from sat_core.report.page import write_page, write_report
 from sat_core.report.page.entries import describe, last_words
-from sat_core.runs import folder
+from sat_core.runs import folder, heartbeat
 from sat_core.runs.evaluate import EXAMPLES
 from sat_core.runs.files import read_arrays, read_json, write_json
 from sat_core.runs.folder import KEPT
@@ -130,15 +130,17 @@ def test_how_a_run_stands_is_said_where_its_number_is(study):
 
 def test_a_training_under_way_shows_its_epochs_so_far(study):
     run = study.run("digits/cnn/psat/eps0.3/seed1")
-    history = run.folder / "history.csv"
-    history.parent.mkdir(parents=True)
-    history.write_text("epoch,loss,lambda\n0,2.5,\n")
-    try:
-        page = written(study)
-        assert "▸ train running" in page and "train: 1 of 2 epochs are done." in page
-        assert data(page, run.id.path)["history"] == {"epoch": [0], "loss": [2.5], "lambda": [None]}
-    finally:
-        history.unlink()
+    history = run.folder / folder.HISTORY
+    history.parent.mkdir(parents=True, exist_ok=True)
+    with heartbeat.beating(run, "train"):
+        history.write_text("epoch,loss,lambda\n0,2.5,\n")
+        entry = describe(study, run)
+        assert entry.state == "▸ train running"
+        write_page(study, [entry], [])
+    history.unlink()
+    page = (study.folder / "report.html").read_text(encoding="utf-8")
+    assert "train: 1 of 2 epochs are done." in page
+    assert data(page, run.id.path)["history"] == {"epoch": [0], "loss": [2.5], "lambda": [None]}
 
 
 def test_it_never_shows_what_is_no_longer_there(study, page):

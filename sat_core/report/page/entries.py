@@ -11,7 +11,7 @@ import pandas as pd
 from sat_core.errors import ConfigError
 from sat_core.report import numbers
 from sat_core.report.render import MISSING, STALE, TRIVIAL
-from sat_core.runs import folder
+from sat_core.runs import folder, heartbeat
 from sat_core.runs.files import read_arrays
 from sat_core.study import Run, Study
 
@@ -27,7 +27,7 @@ class Problem(NamedTuple):
 
     @property
     def sign(self) -> str:
-        return {"out of date": STALE, "running": "▸", "not done": MISSING}.get(self.state, "✗")
+        return {"out of date": STALE, "running": "▸", "unfinished": "▸", "not done": MISSING}.get(self.state, "✗")
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.sentence}"
@@ -127,7 +127,8 @@ def missing(study: Study, stage: str, run: Run) -> Problem:
     if hopeless := folder.hopeless(run, stage):
         return Problem(stage, "failed", f"no result; it ended with “{hopeless}”")
     if stage == "train" and len(history := unfinished(run)):
-        return Problem(stage, "running", f"{len(history)} of {run.training.epochs} epochs are done.")
+        state = "running" if is_at_work(run) else "unfinished"
+        return Problem(stage, state, f"{len(history)} of {run.training.epochs} epochs are done.")
     if not (said := last_words(study, stage, run)):
         return Problem(stage, "not done", "not done yet.")
     return Problem(stage, "failed" if "error" in said.lower() else "not done", f"no result; its log ends with “{said}”")
@@ -135,10 +136,14 @@ def missing(study: Study, stage: str, run: Run) -> Problem:
 
 def unfinished(run: Run) -> pd.DataFrame:
     """The epochs so far of a training that has not ended; empty if there are none."""
-    try:
-        return pd.read_csv(run.folder / folder.HISTORY)
-    except (OSError, ValueError):
-        return NONE
+    found = heartbeat.unfinished_history(run)
+    return NONE if found is None else found
+
+
+def is_at_work(run: Run) -> bool:
+    """Whether a process gives signs of life in a run's folder."""
+    heard = heartbeat.beats(run, heartbeat.file_system_time(run.folder))
+    return any(not beat.ended and not heartbeat.is_lost(beat, age) for beat, age in heard)
 
 
 def last_words(study: Study, stage: str, run: Run) -> str:
