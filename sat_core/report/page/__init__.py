@@ -8,6 +8,7 @@ Python package ships whole it is the one that has surfaces, too.
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 from functools import cache, partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from sat_core.errors import ConfigError
 from sat_core.report import comparisons, figures, products, tables
+from sat_core.report.card import write_card
 from sat_core.report.kinds import FIGURES
 from sat_core.report.page import data, parts
 from sat_core.report.page.entries import Entry, describe
@@ -36,6 +38,9 @@ def write_report(study: Study) -> list[str]:
     Whatever a table, a figure or a run lacks is said in its place. The same results give the same bytes.
     """
     problems = refresh(study)
+    for run in study.runs:
+        with contextlib.suppress(ConfigError):  # what is damaged, the page says
+            write_card(run)
     entries = [describe(study, run) for run in study.runs]
     products.report(study).write(lambda: write_page(study, entries, problems))
     return problems + [f"{e.run.id.path}: {problem}" for e in entries for problem in e.problems if problem.is_damage]

@@ -56,7 +56,7 @@ class Entry:
     @property
     def is_external(self) -> bool:
         """Whether the network was judged here, but trained elsewhere."""
-        return bool(self.record.get("external"))
+        return self.run.external is not None or bool(self.record.get("external"))
 
     @property
     def is_stale(self) -> bool:
@@ -68,6 +68,7 @@ class Entry:
         said = [f"{problem.sign} {problem.stage} {problem.state}" for problem in self.problems]
         said += [f"{TRIVIAL} trivial"] * bool(self.result.get("trivial"))
         said = said or ["✓ complete"]
+        said += ["AutoAttack warns"] * bool(self.result.get("flags"))
         said += ["accepted under other code"] * bool(self.accepted) + ["external"] * self.is_external
         return ", ".join(said)
 
