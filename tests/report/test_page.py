@@ -111,7 +111,7 @@ def test_how_a_run_stands_is_said_where_its_number_is(study):
     record, whole = read_json(path), path.read_bytes()
     assert describe(study, run).state in ("✓ complete", "† trivial")
     for change, said in (
-        ({"external": True}, "external"),
+        ({"external": {"file": "w.safetensors", "weights": "ab" * 32, "doubts": []}}, "external"),
         (
             {"accepted": [{"changes": ["a.py changed"], "by": "me", "at": "now", "commit": "c"}]},
             "accepted under other code",
