@@ -121,7 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal of another time may have no epsilon
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    name = (getattr(options, "run", None) or options.study.stem).replace("%", "%%")
+    about = Path(options.out) if options.verb == "judge" else options.study
+    name = (getattr(options, "run", None) or about.stem).replace("%", "%%")
     form = f"%(asctime)s {name} %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
     logging.getLogger("auto-attack").setLevel(logging.WARNING)  # else it repeats its version at each attack
