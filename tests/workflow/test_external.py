@@ -35,7 +35,7 @@ def test_snakemake_judges_an_external_beside_trained_rows_and_again_only_when_it
     project.snakemake()
     assert "stranger (external)" in (project.results / "tables/digits.md").read_text()
     page = (project.results / "report.html").read_text()
-    assert "stranger (external)" in page and "External: brought in" in page
+    assert "stranger (external)" in page and "† trivial, external" in page
     assert (project.results / "runs" / STRANGER / "README.md").exists()
     assert jobs(project.snakemake("-n")) == {}
 
