@@ -11,7 +11,8 @@ DATASETS = sorted(path.stem for path in (REPOSITORY / "config/datasets").glob("*
 PROTOCOL = {
     **dict.fromkeys(("cifar10", "cifar10-images", "cifar100", "imagenette"), ([30, 70], 80, [40, 60, 80])),
     **dict.fromkeys(("mnist", "fashion"), ([30, 45, 60], 30, [40, 50, 60])),
-    "mnist-10k": ([13, 19, 26], 13, []),
+    "mnist-10k": ([9, 13, 17], 9, [11, 14, 17]),
+    "mnist-small": ([13, 19, 26], 13, []),
     "digits": ([13, 19, 26], 13, [20, 26]),
 }
 """P-SAT's curriculum, Dynamic's horizon and the learning rate's milestones, in epochs, as the protocols have them."""
