@@ -65,11 +65,11 @@ def write(study: Study, folder: Path) -> None:
 
 
 def shrink(source: Path, target: Path) -> None:
-    """A picture for a page: at most WIDTH pixels wide, 128 colours."""
+    """A picture for a page: at most WIDTH pixels wide, 256 colours."""
     with Image.open(source) as image:
         size = min(WIDTH, image.width)
         small = image.convert("RGB").resize((size, round(image.height * size / image.width)), Image.Resampling.LANCZOS)
-        small.quantize(128).save(target, optimize=True)
+        small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 def provenance(study: Study, table: Table) -> pd.DataFrame:

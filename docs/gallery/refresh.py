@@ -15,7 +15,7 @@ from sat_core.report.figures import write_figure  # noqa: E402
 from sat_core.report.kinds import FIGURES  # noqa: E402
 from sat_core.study import Study  # noqa: E402
 
-WIDTH, COLOURS = 640, 96
+WIDTH, COLOURS = 640, 256
 STUDIES = ("config/demo.yaml", "docs/gallery/gallery.yaml")
 """What is drawn without being asked for, and what only on request."""
 HEAD = """\
@@ -50,11 +50,11 @@ def section(kind: str) -> str:
 
 
 def shrink(source: Path, target: Path) -> None:
-    """A picture of fewer pixels and colours."""
+    """A picture of fewer pixels and colours; markers are small, and keep theirs."""
     with Image.open(source) as image:
         size = WIDTH, round(image.height * WIDTH / image.width)
         small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        small.quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
+        small.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 if __name__ == "__main__":
