@@ -25,7 +25,7 @@ $(READY): pyproject.toml uv.lock | $(UV)
 	$(PYTHON) -m venv .tools
 	.tools/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
 
-demo: $(READY)  ## regenerate the demo study: all defenses, AutoAttack, tables, figures, report
+demo: $(READY)  ## regenerate the demo study: the paper's defenses, AutoAttack, tables, figures, report
 	snakemake --quiet rules --configfile config/demo.yaml
 	@echo; cat results/demo/tables/digits.md; echo
 	@echo "Report:  results/demo/report.html"

@@ -71,7 +71,7 @@ def again(work: Work) -> Work:
     return work
 
 
-def digits(size: Size, model: str, defense: str, **training: Any) -> Trainer:
+def digits(size: Size, model: str, defense: str, device: torch.device | None = None, **training: Any) -> Trainer:
     """A Trainer on scikit-learn's digits; to be called in a folder of its own."""
     settings = {"training": {"epochs": max(size.epochs, 2), "milestones": [], **training}, "attack": {"steps": 10}}
     paced = {"curriculum": {"kind": "linear", "epochs": [0, 1]}}
@@ -79,7 +79,7 @@ def digits(size: Size, model: str, defense: str, **training: Any) -> Trainer:
     table = {"dataset": "digits", "models": [model], "defenses": [defense], "epsilons": [0.2], "seeds": [0]}
     overrides = [{"set": settings | {"options": options.get(defense, {})}}]
     Path("digits.yaml").write_text(yaml.safe_dump({"tables": {"t": table}, "overrides": overrides}))
-    return Trainer(next(iter(Study("digits.yaml").runs)))
+    return Trainer(next(iter(Study("digits.yaml").runs)), device)
 
 
 def epochs(trainer: Trainer, count: int) -> dict[str, Tensor]:
@@ -144,8 +144,7 @@ def against_itself(device: torch.device, size: Size) -> Iterator[dict[str, objec
 def one_epoch(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
     """An epoch on digits on the processor and on the device, whose random numbers differ."""
     for place in (torch.device("cpu"), device):
-        trainer = digits(size, "cnn", "madry")
-        trainer = Trainer(trainer.run, place)
+        trainer = digits(size, "cnn", "madry", place)
         epochs(trainer, 1)
         row = trainer.history[0]
         yield {"device": place.type} | {name: row[name] for name in ("loss", "validation_clean", "validation_robust")}

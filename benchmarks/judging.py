@@ -87,10 +87,10 @@ def watched(run: Any, counting: Counting) -> Any:
     return attack
 
 
-def train(case: str, images: Images) -> nn.Module:
+def train(case: str, network: dict[str, Any], images: Images) -> nn.Module:
     """The network after a little adversarial training, frozen."""
     _, epsilon, steps, count, batch, _ = CASES[case]
-    model = models.build(case, **NETWORK[case])
+    model = models.build(case, **network)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05 if steps > 1 else 0.03, momentum=0.9)
     for step in range(count):
         x, y = images.batch(torch.randint(len(images), (batch,)))
@@ -161,9 +161,9 @@ def main() -> None:
     out, rows = given.out.resolve(), []
     out.parent.mkdir(parents=True, exist_ok=True)
     for case in given.networks:
-        train_images, test_images = images_of(case, given.root.resolve())
+        network, train_images, test_images = images_of(case, given.root.resolve())
         torch.manual_seed(0)
-        model = train(case, train_images)
+        model = train(case, network, train_images)
         x, y = test_images.batch(slice(2000))
         right = (model(x).argmax(dim=1) == y).nonzero().squeeze(1)[: given.images or CASES[case][-1]]
         for accuracy in given.accuracies:
@@ -174,12 +174,8 @@ def main() -> None:
     print(f"written: {out}")
 
 
-NETWORK: dict[str, dict[str, Any]] = {}
-"""What each network must know of its images."""
-
-
-def images_of(case: str, root: Path) -> tuple[Images, Images]:
-    """Training and test images of a network."""
+def images_of(case: str, root: Path) -> tuple[dict[str, Any], Images, Images]:
+    """What a network must know of its images, those for training, and those for the test."""
     dataset = CASES[case][0]
     data = {} if dataset == "digits" else {"root": str(root / dataset if dataset == "cifar10-images" else root)}
     table = {"dataset": dataset, "models": [case], "defenses": ["madry"], "epsilons": [0.1]}
@@ -188,9 +184,8 @@ def images_of(case: str, root: Path) -> tuple[Images, Images]:
         Path("study.yaml").write_text(yaml.safe_dump(content))
         study = Study("study.yaml")
         run = study.run(next(iter(study.run_ids)))
-        NETWORK[case] = run.data.network
         train_images, test_images = load(run, "train", "test")
-        return copy.deepcopy(train_images), copy.deepcopy(test_images)
+        return run.data.network, copy.deepcopy(train_images), copy.deepcopy(test_images)
 
 
 if __name__ == "__main__":

@@ -174,12 +174,7 @@ def judge(study: Study, run: Run) -> None:
     """Bring the network in, judge it, write its card and print that."""
     from sat_core.report.card import NAME, write_card
 
-    if not done(run, "train"):
-        from sat_core.runs.check import check
-        from sat_core.runs.train import train
-
-        check(study, [run])
-        train(run)
+    begin(study, run)
     finish(study, run, "evaluate")
     write_card(run)
     print((run.folder / NAME).read_text(encoding="utf-8"))
@@ -211,6 +206,16 @@ def done(run: Run, stage: str) -> bool:
     return False
 
 
+def begin(study: Study, run: Run) -> None:
+    """Train a run, or bring in one that was trained elsewhere, unless it is complete."""
+    if not done(run, "train"):
+        from sat_core.runs.check import check
+        from sat_core.runs.train import train
+
+        check(study, [run])
+        train(run)
+
+
 def finish(study: Study, run: Run, stage: str) -> None:
     """Do what comes after training: ``evaluate``, ``curvature`` or ``landscape``, unless it is complete.
 
@@ -221,7 +226,8 @@ def finish(study: Study, run: Run, stage: str) -> None:
     if stage == "evaluate" and study.rehearsed:
         from sat_core.runs.measure import measure
 
-        measure(run, study.rehearsed.run(run.id), bool(study.measured_stages(run.id)))
+        curved = not {"curvature", "landscape"}.isdisjoint(folder.stages_of(study, run.id))
+        measure(run, study.rehearsed.run(run.id), curved)
 
 
 def ahead(study: Study, run: Run) -> None:
@@ -229,19 +235,47 @@ def ahead(study: Study, run: Run) -> None:
 
     What fails is left to its own job, which says so.
     """
-    for stage, about in folder.STAGES.items():
-        if stage != "train" and any(run.id in getattr(table, about.ids) for table in study.file.tables.values()):
-            try:
-                finish(study, run, stage)
-            except (ConfigError, MemoryError, RuntimeError) as error:
-                logging.warning("%s of %s is left to its own job: %s", stage, run.id.path, error)
+    _, *stages = folder.stages_of(study, run.id)
+    for stage in stages:
+        try:
+            finish(study, run, stage)
+        except (ConfigError, MemoryError, RuntimeError) as error:
+            logging.warning("%s of %s is left to its own job: %s", stage, run.id.path, error)
 
 
-def dispatch(options: argparse.Namespace, study: Study, only: Run | None) -> int:
+def work_on(options: argparse.Namespace, study: Study, run: Run) -> None:
+    """Call the function of a verb that is about one run; each is imported only when asked for."""
+    match options.verb:
+        case "train":
+            begin(study, run)
+            if options.whole:
+                ahead(study, run)
+        case "evaluate" if options.shard:
+            from sat_core.runs.evaluate import evaluate
+
+            evaluate(run, options.shard)
+        case "audit":
+            from sat_core.runs.audit import audit
+
+            audit(run, options.samples)
+        case "export":
+            from sat_core.runs.export import export
+
+            print(*export(run, options.out or run.folder / options.format), sep="\n")
+        case "judge":
+            judge(study, run)
+        case stage:
+            finish(study, run, stage)
+
+
+def dispatch(options: argparse.Namespace, study: Study, run: Run | None) -> int:
     """Call the verb's function and return the status.
 
     Each is imported only when asked for, because torch takes seconds to load.
     """
+    if run is not None and options.verb != "accept":
+        work_on(options, study, run)
+        return 0
     match options.verb:
         case "check":
             from sat_core.runs.check import check
@@ -263,36 +297,10 @@ def dispatch(options: argparse.Namespace, study: Study, only: Run | None) -> int
             if options.dataset not in datasets:
                 raise ConfigError(f"{study.path}: {unknown('dataset', options.dataset, datasets)}")
             prepare(datasets[options.dataset])
-        case "train":
-            if not done(run := study.run(options.run), "train"):
-                from sat_core.runs.check import check
-                from sat_core.runs.train import train
-
-                check(study, [run])
-                train(run)
-            if options.whole:
-                ahead(study, run)
-        case "evaluate" if options.shard:
-            from sat_core.runs.evaluate import evaluate
-
-            evaluate(study.run(options.run), options.shard)
-        case "audit":
-            from sat_core.runs.audit import audit
-
-            audit(study.run(options.run), options.samples)
-        case "evaluate" | "curvature" | "landscape":
-            finish(study, study.run(options.run), options.verb)
         case "accept":
-            for run in [study.run(options.run)] if options.run else study.runs:
-                for accepted in folder.accept(run):
-                    print(f"{run.id.path}: {accepted}")
-        case "judge" if only is not None:
-            judge(study, only)
-        case "export":
-            from sat_core.runs.export import export
-
-            run = study.run(options.run)
-            print(*export(run, options.out or run.folder / options.format), sep="\n")
+            for one in study.runs if run is None else [run]:
+                for accepted in folder.accept(one):
+                    print(f"{one.id.path}: {accepted}")
         case "report":
             from sat_core.report.page import write_report
 

@@ -213,15 +213,15 @@ class PGD:
             taken=torch.zeros_like(rows),
             number=rows.new_zeros(()),
         )
-        call = partial(Moving.advance, moving, step)
-        graph = graphs.begin(call)
-        if graph is None:
+        begun = graphs.begin(partial(Moving.advance, moving, step))
+        if begun is None:
             return None
+        graph, tensors = begun
         for number in range(1, self.steps):
             if step.rule is not None and number % ASKED == 0 and not graph.call.args[0].go.any():
                 break
             graph.replay()
-        graph.unload(call)
+        graph.unload(tensors)
         return Perturbation(moving.x, moving.taken)
 
     def _one_by_one(self, step: Step, start: Tensor, size: Tensor | float, bounds: Tensor) -> Perturbation:

@@ -62,8 +62,11 @@ class Graphs:
         """Whether an attack on so many images with this loss and rule is to be a graph."""
         return size == self.size and is_open(loss) and (rule is None or (self.stopping and is_open(rule)))
 
-    def begin(self, call: partial[None]) -> Graph | None:
-        """Do ``call``, once, by its graph; None, and nothing changed, if it cannot be one."""
+    def begin(self, call: partial[None]) -> tuple[Graph, list[Tensor]] | None:
+        """Do ``call``, once, by its graph: that and the tensors of the call; None, and nothing changed, if it has none.
+
+        To have what it did, and its replays, :meth:`Graph.unload` them.
+        """
         tensors: list[Tensor] = []
         kind = split(call, tensors)
         if not is_hashable(kind):
@@ -72,7 +75,7 @@ class Graphs:
             if graph := self.found[kind]:
                 graph.load(tensors)
                 graph.replay()
-            return graph
+            return (graph, tensors) if graph else None
         try:
             graph = Graph(call, tensors, self.capture)
         except RuntimeError as error:
@@ -83,7 +86,7 @@ class Graphs:
         self.found[kind] = graph
         while len(self.found) > KEPT:
             del self.found[next(iter(self.found))]
-        return graph
+        return (graph, tensors) if graph else None
 
 
 class Graph:
@@ -101,10 +104,8 @@ class Graph:
         for buffer, tensor in zip(self.buffers, tensors, strict=True):
             buffer.copy_(tensor)
 
-    def unload(self, call: partial[None]) -> None:
-        """Give the tensors of ``call`` the values that doing it has changed."""
-        tensors: list[Tensor] = []
-        split(call, tensors)
+    def unload(self, tensors: list[Tensor]) -> None:
+        """Give these tensors the values that the call has changed."""
         for i in self.changed:
             tensors[i].copy_(self.buffers[i])
 

@@ -84,7 +84,6 @@ def autoattack(
         broken_by = ["" if right else "clean" for right in (prediction == y).tolist()]
         with torch.enable_grad(), warnings_of_autoattack() as flags:
             for attack in ATTACKS:
-                before = broken_by.count("")
                 batch_size = attack_standing(
                     *(model, x, y, attack),
                     epsilon=epsilon,
@@ -93,9 +92,14 @@ def autoattack(
                     broken_by=broken_by,
                     batch_size=batch_size,
                 )
-            if before - broken_by.count("") > SQUARE_LOWERS * len(x):  # the last attack was Square
-                flags.add("square")
+        if square_lowers(broken_by):
+            flags.add("square")
     return Verdict(prediction, broken_by, frozenset(flags))
+
+
+def square_lowers(broken_by: list[str]) -> bool:
+    """Whether Square lowered the accuracy by more than it may, of images broken by these attacks."""
+    return broken_by.count("square") > SQUARE_LOWERS * len(broken_by)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from sat_core.attacks import Iterate, Perturbation, cross_entropy, uniform_start
+from sat_core.attacks import Iterate, Perturbation, cross_entropy, uniform_start, while_correct
 from sat_core.defenses import Batch
 from sat_core.defenses._weighting import Weighted, weighted_mean
 from sat_core.fields import Number, When
@@ -41,6 +41,6 @@ class GAIRAT(Weighted):
 
 def counted(y: Tensor, kappa: Tensor, iterate: Iterate) -> Tensor:
     """Always True; adds 1 to ``kappa`` (N,) where the network is right."""
-    right = iterate.logits.argmax(dim=1) == y[iterate.rows]
+    right = while_correct(y)(iterate)
     kappa.index_add_(0, iterate.rows, right.to(kappa))
     return torch.ones_like(right)

@@ -56,9 +56,11 @@ def results(study: Study, table: Table) -> pd.DataFrame:
 def evaluated(run: Run) -> dict[str, Any] | None:
     """The row of one run, or None unless there is a verdict on the weights that it has now."""
     verdict = folder.judged(run)
-    if verdict is None:
-        return None
-    summary, images = verdict
+    return None if verdict is None else row(run, *verdict)
+
+
+def row(run: Run, summary: dict[str, Any], images: pd.DataFrame) -> dict[str, Any]:
+    """The row of a run with this verdict, the summary and the images."""
     accuracies = {"clean": summary["clean"], **summary["after"], "robust": summary["robust"]}
     return {
         **address(run),

@@ -78,23 +78,18 @@ class Status(NamedTuple):
 def look(study: Study) -> Status:
     """Where the study is at this moment."""
     now, jobs = heartbeat.file_system_time(study.folder), queued(study)
-    ids = {
-        stage: {id for table in study.file.tables.values() for id in getattr(table, about.ids)}
-        for stage, about in folder.STAGES.items()
-    }
-    asked = {run.id: [stage for stage in folder.STAGES if run.id in ids[stage]] for run in study.runs}
-    states = [state_of(study, run, asked[run.id], jobs, now) for run in study.runs]
-    states = expected(states)
+    states = expected([state_of(study, run, jobs, now) for run in study.runs])
     done = all(state.word == "done" for state in states)
-    made = {**products.of(study), "report": products.report(study)} if done else {}
+    memo: products.Memo = {}
+    made = {**products.of(study, memo), "report": products.report(study, memo)} if done else {}
     return Status(study, states, [name for name, product in made.items() if not product.is_current()])
 
 
-def state_of(study: Study, run: Run, stages: list[str], jobs: dict[tuple[str, str], Job], now: float) -> State:
-    """Where one run is, for which these stages are asked."""
-    todo = [stage for stage in stages if not folder.is_current(run, stage)]
+def state_of(study: Study, run: Run, jobs: dict[tuple[str, str], Job], now: float) -> State:
+    """Where one run is."""
+    todo = [stage for stage in folder.stages_of(study, run.id) if not folder.is_current(run, stage)]
     heard = heartbeat.beats(run, now) if run.folder.is_dir() else []
-    alive = [beat for beat, age in heard if not beat.ended and not heartbeat.is_lost(beat, age)]
+    alive = [beat for beat, age in heard if heartbeat.is_alive(beat, age)]
     left: Left = dict.fromkeys(todo)
     if alive:
         left |= {stage_of(beat): beat.left for beat in alive}
@@ -138,7 +133,7 @@ def where(beat: Beat) -> str:
 
 def verdict(run: Run) -> str:
     """What came out."""
-    record = folder.measured(run, "evaluate")
+    record = folder.record_of(run, "evaluate")
     return f"clean {100 * record['clean']:.1f} %, robust {100 * record['robust']:.1f} %" if record else ""
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sat_core.attacks import cross_entropy, uniform_start
 from sat_core.errors import ConfigError
-from sat_core.judge import ATTACKS, SQUARE_LOWERS, attack_standing, warnings_of_autoattack
+from sat_core.judge import ATTACKS, attack_standing, square_lowers, warnings_of_autoattack
 from sat_core.runs import folder
 from sat_core.runs.data import load
 from sat_core.runs.device import device_name, take_device
@@ -149,7 +149,7 @@ def write_results(run: Run, blocks: dict[str, list[dict[str, Any]]], device: tor
         rows = [(i, *row) for i, row in enumerate(zip(*columns, strict=True))]
         seconds = {attack: sum(block["seconds"][attack] for block in judged) for attack in ATTACKS}
         found = summary_of(run, [row[3] for row in rows], seconds, min(block["batch_size"] for block in judged))
-        square = ["square"] if found["after"]["fab-t"] - found["robust"] > SQUARE_LOWERS else []
+        square = ["square"] if square_lowers([row[3] for row in rows]) else []
         found["precision"] = ", ".join(sorted({used for block in judged for used in block["precision"]}))
         found["flags"] = sorted({flag for block in judged for flag in block["flags"]}.union(square))
         if which == "best":

@@ -14,12 +14,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sat_core.errors import ConfigError, Hopeless
 from sat_core.runs.files import atomic, checksum, make_folder, read_json, verify, write_json
-from sat_core.study import Run, Study
+from sat_core.study import Run, RunId, Study
 from sat_core.study.fingerprint import changes, environment, git_commit, made_of
 
 if TYPE_CHECKING:
@@ -53,6 +54,17 @@ FAILED = "failed.json"
 INTERRUPTED = "interrupted.json"
 MEASURED = "measured.json"
 """What the work of a rehearsal's run costs, piece by piece."""
+
+
+@cache
+def _asked(study: Study) -> dict[str, frozenset[RunId]]:
+    tables = study.file.tables.values()
+    return {stage: frozenset(id for t in tables for id in getattr(t, about.ids)) for stage, about in STAGES.items()}
+
+
+def stages_of(study: Study, id: RunId) -> list[str]:
+    """The stages that a study asks of a run, in their order."""
+    return [stage for stage, ids in _asked(study).items() if id in ids]
 
 
 def write_record(run: Run, stage: str, content: dict[str, Any]) -> None:

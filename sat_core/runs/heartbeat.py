@@ -138,6 +138,11 @@ def is_lost(beat: Beat, age: float) -> bool:
     return not beat.ended and (gone or age > LOST)
 
 
+def is_alive(beat: Beat, age: float) -> bool:
+    """Whether the process behind a beat is at work."""
+    return not beat.ended and not is_lost(beat, age)
+
+
 def file_system_time(place: Path) -> float:
     """What time it is for the file system of a folder: that of the files' own times, whatever the machines' clocks say.
 

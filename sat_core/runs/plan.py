@@ -89,7 +89,7 @@ def cell_of(study: Study, runs: list[Run], costs: Costs) -> Cell:
 
 def curvature_of(study: Study, run: Run, costs: Costs) -> Span:
     """What curvature and landscape of one run will take."""
-    return predict.curvature(run, costs, study.measured_stages(run.id))
+    return predict.curvature(run, costs, folder.stages_of(study, run.id))
 
 
 def why_not(rehearsal: Study, run: Run) -> str:

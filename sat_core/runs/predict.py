@@ -171,10 +171,10 @@ def _judged(run: Run, costs: Costs, images: int, after: dict[str, float], before
     return total
 
 
-def curvature(run: Run, costs: Costs, stages: frozenset[str]) -> Span:
+def curvature(run: Run, costs: Costs, stages: list[str]) -> Span:
     """Seconds of what is asked of ``curvature`` and ``landscape``; Lanczos may stop early, say after 5 steps."""
     config, unit, found = run.curvature, costs.measured.get("curvature"), certain(0.0)
-    if not stages or unit is None:
+    if unit is None:
         return found
     images, attack = config.images, config.images * costs.measured["validation"]
     steps = Span(min(5, config.steps), config.steps / 2, config.steps)

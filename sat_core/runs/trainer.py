@@ -240,7 +240,6 @@ class Trainer:
         """Everything needed to continue, as tensors and plain values."""
         return {
             **{name: getattr(self, name) for name in self.PLAIN},
-            "precision": self.precision,
             **{name: getattr(self, name).state_dict() for name in self.MODULES},
             **({} if self.average is None else {"average": self.average.state_dict()}),
         }

@@ -137,12 +137,6 @@ class Study:
         name = f"{self.name}-rehearsal"
         return Path("results", name, f"{name}.yaml")
 
-    def measured_stages(self, id: RunId) -> frozenset[str]:
-        """Which of ``curvature`` and ``landscape`` are asked of a run."""
-        asked = {"curvature": "curvature_ids", "landscape": "landscape_ids"}
-        tables = self.file.tables.values()
-        return frozenset(stage for stage, ids in asked.items() if any(id in getattr(table, ids) for table in tables))
-
     @cached_property
     def rehearsed(self) -> Study | None:
         """The study that this one is the rehearsal of."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,6 @@ from sat_core.report.figures.style import Drawing, rc
 from sat_core.report.figures.training import examples, training_curves
 from sat_core.runs.files import atomic
 from sat_core.study import Study
-
-logging.getLogger("fontTools").setLevel(logging.WARNING)  # else a line a table of every font in a pdf
 
 KINDS: dict[str, Callable[[Study, str], Drawing]] = {
     "curves": training_curves,

@@ -67,7 +67,7 @@ def make(study: Study, name: str) -> None:
     elif place == "tables":
         comparisons.write_comparisons(study, name.removesuffix(COMPARISONS))
     else:
-        table, kind = next((t, name[len(t) + 1 :]) for t in study.file.tables if name[len(t) + 1 :] in FIGURES)
+        table, kind = next((t, kind) for t in study.file.tables if (kind := name.removeprefix(f"{t}-")) in FIGURES)
         figures.write_figure(study, table, kind)
 
 

@@ -77,17 +77,16 @@ def summary(study: Study, entry: Entry) -> Json:
 
 def about(study: Study, entry: Entry, images: list[Json]) -> Json:
     """Everything of one run; null where there is nothing."""
+    config = entry.record.get("config") or entry.run.model_dump(mode="json")
     return {
         "notes": [str(problem) for problem in entry.problems] + entry.accepted,
         "history": {name: rounded(column) for name, column in entry.history.items()} or None,
         "examples": examples(entry),
         "verdict": verdict(entry.images, list(entry.verdict["after"]), images) if entry.result else None,
-        "curvature": {key: entry.curvature[key] for key in ("selected", "epochs", "spectrum")}
-        if entry.curvature
-        else None,
+        "curvature": {key: entry.curvature[key] for key in CURVATURE} if entry.curvature else None,
         "landscape": landscape(entry.planes) if entry.planes else None,
-        "settings": settings(study, entry),
-        "config": entry.record.get("config") or entry.run.model_dump(mode="json"),
+        "settings": settings(study, entry.run, config),
+        "config": config,
         "records": {"run.json": without(entry.record, "config"), "autoattack.json": entry.verdict},
     }
 
@@ -143,10 +142,8 @@ def landscape(file: dict[str, np.ndarray]) -> Json:
     return {"planes": planes, "worth": worth | {"trivial": bool(file["trivial"])}}
 
 
-def settings(study: Study, entry: Entry) -> Json:
-    """Name, the study's default and the run's value of each setting in which the two differ."""
-    run = entry.run
-    own = entry.record.get("config") or run.model_dump(mode="json")
+def settings(study: Study, run: Run, own: Json) -> Json:
+    """Name, the study's default and the run's ``own`` value of each setting in which the two differ."""
     usual, mine = (
         dict(flat({section: content.get(section, {}) for section in Settings.model_fields}))
         for content in (default(study, run), own)

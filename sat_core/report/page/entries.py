@@ -76,9 +76,7 @@ class Entry:
 def describe(study: Study, run: Run) -> Entry:
     """Everything that the page says of one run."""
     entry = Entry(run)
-    for stage, about in folder.STAGES.items():
-        if not any(run.id in getattr(table, about.ids) for table in study.file.tables.values()):
-            continue
+    for stage in folder.stages_of(study, run.id):
         try:
             if not read(entry, stage):
                 entry.problems.append(missing(study, stage, run))
@@ -107,7 +105,7 @@ def read(entry: Entry, stage: str) -> bool:
             entry.history = found[1]
     elif stage == "evaluate" and (judged := folder.judged(run)):
         entry.verdict, entry.images = judged
-        entry.result = numbers.evaluated(run) or {}
+        entry.result = numbers.row(run, *judged)
         if (run.folder / "examples.npz").exists():
             entry.examples = read_arrays(run.folder / "examples.npz")
     elif stage == "curvature":
@@ -144,7 +142,7 @@ def unfinished(run: Run) -> pd.DataFrame:
 def is_at_work(run: Run) -> bool:
     """Whether a process gives signs of life in a run's folder."""
     heard = heartbeat.beats(run, heartbeat.file_system_time(run.folder))
-    return any(not beat.ended and not heartbeat.is_lost(beat, age) for beat, age in heard)
+    return any(heartbeat.is_alive(beat, age) for beat, age in heard)
 
 
 def last_words(study: Study, stage: str, run: Run) -> str:

@@ -5,21 +5,21 @@ const dataOf = (run) => JSON.parse(document.getElementById(`data:${run}`).textCo
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) if (value !== null) made.setAttribute(key, value);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
 }
 
 /** A table with headings; cells are text, or elements. The first cell of a row names it. */
 function tableOf(headings, rows) {
-  const row = (cells, first) =>
-    element("tr", {}, ...cells.map((cell, i) => element(i ? "td" : first, i ? {} : { scope: "row" }, cell)));
+  const row = (cells) =>
+    element("tr", {}, ...cells.map((cell, i) => element(i ? "td" : "th", i ? {} : { scope: "row" }, cell)));
   const head = element("tr", {}, ...headings.map((text) => element("th", { scope: "col" }, text)));
   return element(
     "table",
     {},
     element("thead", {}, head),
-    element("tbody", {}, ...rows.map((cells) => row(cells, "th"))),
+    element("tbody", {}, ...rows.map(row)),
   );
 }
 

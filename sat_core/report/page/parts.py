@@ -90,20 +90,20 @@ def tables(study: Study, name: str) -> Iterator[Table]:
 def figures(study: Study, name: str, entries: list[Entry]) -> Iterator[Figure]:
     """The figures of a table that there are, and those that there will be."""
     table = study.file.tables[name]
-    begun = {entry.run.id for entry in entries if len(entry.history)}
+    begun, asked = {entry.run.id for entry in entries if len(entry.history)}, products.of(study)
     for kind, about in FIGURES.items():
         path = study.folder / "figures" / f"{name}-{kind}.png"
         chart = CHARTS.get(kind, "")
         if path.exists():
             image, size = picture(path)
             yield Figure(kind, about, image, size, chart, files(path))
-        elif f"figures/{name}-{kind}" in products.of(study):
+        elif f"figures/{name}-{kind}" in asked:
             there = kind == "curves" and not begun.isdisjoint(table.run_ids)
             yield Figure(kind, about, "", (0, 0), chart if there else "", [])
 
 
 def picture(path: Path) -> tuple[str, tuple[int, int]]:
-    """A figure as the page shows it, without loss and at half the size of its png: address, width and height."""
+    """A figure as the page shows it, without loss: address, width and height."""
     with Image.open(path) as image:
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "webp", lossless=True)

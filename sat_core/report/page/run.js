@@ -123,8 +123,7 @@ const shown = (value) => (value === undefined || value === null ? "—" : JSON.s
 
 function fill(place, run) {
   const of = dataOf(run),
-    { clean, robust } = study.runs[run],
-    record = of.records["run.json"];
+    { clean, robust } = study.runs[run];
   const add = (...children) => place.append(...children);
   for (const note of of.notes) add(element("p", { class: "bad" }, note));
   if (clean !== null)
@@ -214,7 +213,9 @@ function openRun(run) {
   place.parentElement.scrollIntoView();
   place.parentElement.querySelector("summary").focus();
 }
-const follow = () =>
-  study.runs[decodeURIComponent(location.hash.slice(1))] && openRun(decodeURIComponent(location.hash.slice(1)));
+function follow() {
+  const run = decodeURIComponent(location.hash.slice(1));
+  if (study.runs[run]) openRun(run);
+}
 addEventListener("hashchange", follow);
 follow();

@@ -42,7 +42,7 @@ class Training(Frozen):
     augmentation: list[Literal["crop", "flip", "affine", "brightness", "resized_crop"]] = []
     precision: Literal["float32", "bfloat16", "tf32", "auto"] = Field(
         "float32",
-        description="of the layers in training and its attacks; evaluation is always in float32. `auto`: bfloat16 on a "
+        description="of the layers in training and its attacks; evaluation has its own. `auto`: bfloat16 on a "
         "device that has it, else float32; `run.json` says which",
     )
     compile: bool = Field(False, description="torch.compile the network in training; with CUDA graphs on GPUs")
