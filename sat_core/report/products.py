@@ -6,15 +6,13 @@ study changes them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from sat_core.errors import ConfigError
 from sat_core.report.kinds import FIGURES
 from sat_core.runs import folder
-from sat_core.runs.files import checksum, read_json, write_json
+from sat_core.runs.files import checksum, digest, read_json, write_json
 from sat_core.runs.heartbeat import epochs_done
 from sat_core.study import NAMES, Run, Study
 from sat_core.study.file import COMPARISONS, PARTS
@@ -56,7 +54,7 @@ class Product:
                     )
                 known.append(self.memo[run.id.path, stage])
         known += [(run.id.path, epochs) for run in self.begun if (epochs := epochs_done(run))]
-        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+        return digest(known)[:16]
 
     @property
     def sources(self) -> list[Path]:

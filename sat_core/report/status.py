@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sat_core.report import products
 from sat_core.report.queue import Job, queued
@@ -188,7 +188,6 @@ def taken(state: State) -> dict[str, float]:
     found = dict(state.whole)
     for stage in folder.STAGES:
         record = None if stage in state.left else folder.record_of(state.run, stage)
-        seconds: Any = (record or {}).get("seconds")
-        if seconds is not None:
-            found[stage] = sum(seconds.values()) if isinstance(seconds, dict) else seconds
+        if (seconds := folder.seconds_of(record or {})) is not None:
+            found[stage] = seconds
     return found

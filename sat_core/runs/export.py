@@ -16,8 +16,7 @@ from sat_core.judge import ATTACKS
 from sat_core.models._robustbench import OURS, their_name
 from sat_core.runs import folder
 from sat_core.runs.files import atomic
-from sat_core.runs.network import fresh_model
-from sat_core.runs.weights import fit
+from sat_core.runs.network import trained_model
 from sat_core.study import Run
 
 log = logging.getLogger(__name__)
@@ -31,8 +30,6 @@ PARTS = {
 """Its module, what is imported from there, and what its class is made with."""
 IMAGES = 10_000
 """What its leaderboard judges on."""
-TO_FILL = ("link", "name", "authors", "venue")
-"""What it wants to know of a paper, and no run knows."""
 
 
 def export(run: Run, out: Path) -> list[Path]:
@@ -44,7 +41,8 @@ def export(run: Run, out: Path) -> list[Path]:
         raise ConfigError(f"{run.id.path} was not trained here: whoever did that exports it")
     if run.model not in OURS:
         raise ConfigError(f"RobustBench has no such network: {unknown('model', run.model, OURS)}")
-    if folder.trained_record(run) is None or (verdict := folder.measured(run, "evaluate")) is None:
+    folder.trained_record(run)
+    if (verdict := folder.measured(run, "evaluate")) is None:
         raise ConfigError(f"{run.folder / folder.IMAGES} is missing: `evaluate` the run first")
     facts = model_info(run, verdict)
     texts = {
@@ -66,9 +64,7 @@ def export(run: Run, out: Path) -> list[Path]:
 
 def state_dict(run: Run) -> dict[str, Tensor]:
     """The selected weights under the names of RobustBench's class, with ``mu`` and ``sigma``, (1, C, 1, 1)."""
-    folder.trained_weights(run)
-    model = fresh_model(run)
-    fit(run.folder / folder.WEIGHTS, model, run.model)
+    model, _ = trained_model(run, torch.device("cpu"))
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     state |= {name: state[name][None] for name in ("mean", "std")}
     return {their_name(run.model, name): tensor for name, tensor in state.items()}
@@ -77,7 +73,7 @@ def state_dict(run: Run) -> dict[str, Tensor]:
 def model_info(run: Run, verdict: dict[str, Any]) -> dict[str, Any]:
     """The entry of its ``model_info``; empty where only the authors know."""
     robust = f"{100 * verdict['robust']:.2f}"
-    facts = dict.fromkeys(TO_FILL[:3], "") | {"additional_data": False, "number_forward_passes": 1}
+    facts = dict.fromkeys(("link", "name", "authors"), "") | {"additional_data": False, "number_forward_passes": 1}
     facts |= {"dataset": run.dataset, "venue": "", "architecture": ARCHITECTURES[run.model], "eps": run.epsilon.text}
     facts |= {"clean_acc": f"{100 * verdict['clean']:.2f}", "reported": robust, "autoattack_acc": robust}
     footnote = " ".join(f"{doubt.capitalize()}." for doubt in reservations(run, verdict))

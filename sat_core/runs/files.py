@@ -89,7 +89,7 @@ def verify(path: Path, expected: str, remedy: str) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` as indented JSON, atomically, with a checksum of itself."""
     with atomic(path) as file:
-        json.dump(content | {"sha256": _digest(content)}, file, indent=2, allow_nan=False)
+        json.dump(content | {"sha256": digest(content)}, file, indent=2, allow_nan=False)
         file.write("\n")
 
 
@@ -97,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """What :func:`write_json` wrote; raises ConfigError if the file is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("sha256") == _digest(content):
+        if content.pop("sha256") == digest(content):
             return content
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: there is no such file") from None
@@ -117,7 +117,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ConfigError(f"{path}: damaged; delete it and run its step again") from None
 
 
-def _digest(content: dict[str, Any]) -> str:
+def digest(content: Any) -> str:
+    """SHA-256, in hex, of what JSON can hold, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

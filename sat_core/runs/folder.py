@@ -170,6 +170,14 @@ def record_of(run: Run, stage: str) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
+def seconds_of(record: dict[str, Any]) -> float | None:
+    """How long a stage took by its record, what was judged of the last epoch included; None where it does not say."""
+    seconds = record.get("seconds")
+    if isinstance(seconds, dict):
+        return sum(seconds.values()) + (seconds_of(record.get("last", {})) or 0)
+    return seconds
+
+
 def is_current(run: Run, stage: str) -> bool:
     """Whether a stage's result is there and of the present settings and code; its files are not verified."""
     reasons = why_again(run, stage)

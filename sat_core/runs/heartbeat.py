@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import json
 import logging
 import os
@@ -24,7 +23,7 @@ import psutil
 
 from sat_core.errors import Interrupted
 from sat_core.runs import folder
-from sat_core.runs.files import HOST
+from sat_core.runs.files import HOST, digest
 from sat_core.study import Run
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ def beating(run: Run, stage: str, work: str | None = None) -> Iterator[Heart]:
 
 def hash_of(run: Run, stage: str) -> str:
     """A hash of the settings, code and images that a stage's result would be made of now."""
-    return hashlib.sha256(json.dumps(folder.present(run, stage), sort_keys=True).encode()).hexdigest()[:16]
+    return digest(folder.present(run, stage))[:16]
 
 
 def beats(run: Run, now: float) -> list[tuple[Beat, float]]:

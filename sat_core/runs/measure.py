@@ -89,8 +89,7 @@ def startup(run: Run) -> float:
     for stage in ("train", "evaluate"):
         path = run.folder / folder.STAGES[stage].record
         if path.exists() and path.stat().st_mtime > process:
-            said = read_json(path)["seconds"]
-            worked += sum(said.values()) if isinstance(said, dict) else said
+            worked += folder.seconds_of(read_json(path)) or 0
     return max(0.0, time.time() - process - worked)
 
 

@@ -45,14 +45,14 @@ def misfits(cells: list[Cell], limits: dict[str, Any]) -> list[Misfit]:
 
 
 def _jobs(cells: list[Cell], limits: dict[str, Any]) -> list[Misfit]:
-    first, found = cells[0].runs[0], []
-    for key, needed in needed_by(cells).items():
+    first, found, all_needed = cells[0].runs[0], [], needed_by(cells)
+    for key, needed in all_needed.items():
         least = min(getattr(run.resources, key) for cell in cells for run in cell.runs)
         if least < needed or least > LOOSE * needed:
             much = "more than" if least < needed else "far less than"
             said = f"{first.dataset}/{first.model}: {key} {least}, but {much} that is needed: {needed}"
             found.append(Misfit(first.dataset, first.model, said, {key: needed}))
-    most, minutes = limits.get("max_minutes"), needed_by(cells)["train_minutes"]
+    most, minutes = limits.get("max_minutes"), all_needed["train_minutes"]
     if most and minutes > most:
         turns = math.ceil(minutes / most)
         said = f"{first.dataset}/{first.model}: a training takes up to {minutes} minutes, which is {turns} jobs of the "

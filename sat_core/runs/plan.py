@@ -41,11 +41,10 @@ class Cell:
         return self.runs[0].id.path.rpartition("/")[0]
 
     @property
-    def chains(self) -> list[Span]:
-        """All that a run takes, one after the other, for each run; curvature is that of the mean run."""
+    def chain(self) -> Span:
+        """All that a run takes, one after the other; curvature is that of the mean run."""
         jobs = 2 + (self.curvature.high > 0)
-        one = self.training + self.judging + self.curvature + predict.certain(jobs * self.costs.startup)
-        return [one] * len(self.runs)
+        return self.training + self.judging + self.curvature + predict.certain(jobs * self.costs.startup)
 
 
 def plan(study: Study, rehearsal: Study | None, at_once: int, limits: dict[str, Any], write: bool) -> str:
@@ -83,13 +82,9 @@ CAME = (
 
 def cell_of(study: Study, runs: list[Run], costs: Costs) -> Cell:
     """The predictions of a cell, of a run in the mean."""
-    measured = sum((curvature_of(study, run, costs) for run in runs), predict.certain(0.0)) * (1 / len(runs))
-    return Cell(runs, costs, predict.training(runs[0], costs), predict.judging(runs[0], costs), measured)
-
-
-def curvature_of(study: Study, run: Run, costs: Costs) -> Span:
-    """What curvature and landscape of one run will take."""
-    return predict.curvature(run, costs, folder.stages_of(study, run.id))
+    measured = (predict.curvature(run, costs, folder.stages_of(study, run.id)) for run in runs)
+    mean = sum(measured, predict.certain(0.0)) * (1 / len(runs))
+    return Cell(runs, costs, predict.training(runs[0], costs), predict.judging(runs[0], costs), mean)
 
 
 def why_not(rehearsal: Study, run: Run) -> str:
@@ -119,8 +114,8 @@ def summary(cells: list[Cell], at_once: int, limits: dict[str, Any]) -> str:
         for part in ("training", "judging", "curvature")
     }
     disk = sum(cell.costs.disk * len(cell.runs) for cell in cells) / 1e9
-    at_once = min(at_once, limits.get("jobs", at_once))
-    spans = [chain for cell in cells for chain in cell.chains]
+    at_once = min(at_once, limits.get("jobs") or at_once)
+    spans = [cell.chain for cell in cells for _ in cell.runs]
     likely, high = (makespan([getattr(span, end) for span in spans], at_once) for end in ("likely", "high"))
     devices = sorted({cell.costs.measured["device"] for cell in cells})
     names = {"training": "training", "judging": "AutoAttack", "curvature": "curvature and planes"}
@@ -152,7 +147,7 @@ def comparison(cells: list[Cell]) -> pd.DataFrame | None:
             row |= compared("training", cell.training, came, [record["seconds"] for _, record in trained])
         if judged := [(run, record) for run in cell.runs if (record := predict.taken(run, "evaluate"))]:
             came = [predict.judging_as_it_came(run, cell.costs, record) for run, record in judged]
-            took = [sum(sum(one["seconds"].values()) for one in (r, r.get("last", {"seconds": {}}))) for _, r in judged]
+            took = [folder.seconds_of(record) or 0 for _, record in judged]
             row |= compared("AutoAttack", cell.judging, came, took)
         if len(row) > 1:
             rows.append(row)

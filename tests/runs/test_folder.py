@@ -167,3 +167,11 @@ def test_records_are_json_that_says_what_results_are_made_of(judged):
     with pytest.raises(ConfigError, match="there is nothing to accept"):
         judged.run(PSAT).folder.rename("gone")
         folder.accept(judged.run(PSAT))
+
+
+def test_the_seconds_of_a_verdict_are_those_of_all_attacks_also_on_the_last_epoch():
+    verdict = {"seconds": {"apgd-ce": 1.5, "square": 2.5}}
+    assert folder.seconds_of(verdict) == 4
+    assert folder.seconds_of(verdict | {"last": {"seconds": {"apgd-ce": 1.0}}}) == 5
+    assert folder.seconds_of({"seconds": 7.0}) == 7
+    assert folder.seconds_of({}) is None

@@ -16,6 +16,7 @@ from PIL import Image
 from sat_core.report import products
 from sat_core.report.kinds import FIGURES
 from sat_core.report.page.entries import Entry
+from sat_core.runs import folder
 from sat_core.study import Study
 from sat_core.study.file import COMPARISONS, PARTS
 
@@ -66,7 +67,7 @@ def facts(entries: list[Entry]) -> dict[str, str]:
         "runs complete": f"{sum(not e.problems for e in entries)} of {len(entries)}",
         "trivial: learnt nothing": f"{sum(e.result['trivial'] for e in judged)} of {len(judged)}",
         "training, all runs": duration(sum(record.get("seconds", 0) for record in trained)),
-        "AutoAttack, all runs": duration(sum(sum(e.verdict["seconds"].values()) for e in judged)),
+        "AutoAttack, all runs": duration(sum(folder.seconds_of(e.verdict) or 0 for e in judged)),
     }
 
 
