@@ -145,24 +145,26 @@ class Project:
     def said(self) -> str:
         return (self.folder / "said").read_text(errors="replace")
 
-    def snakemake(self, *arguments: str, environment: dict[str, str] | None = None, status: int = 0) -> str:
-        """What Snakemake says; fails unless it ends with ``status``."""
+    def snakemake(
+        self, *arguments: str, environment: dict[str, str] | None = None, status: int = 0, within: int | None = 300
+    ) -> str:
+        """What Snakemake says; fails unless it ends with ``status``, and within so many seconds."""
         process = self.start(*arguments, environment=environment)
         try:
-            assert process.wait(300) == status, self.said
+            assert process.wait(within) == status, self.said
         finally:
             process.kill()
         return self.said
 
-    def python(self, *arguments: str, status: int = 0) -> str:
-        """What ``python`` prints in this folder; fails unless it ends with ``status``."""
+    def python(self, *arguments: str, status: int = 0, within: int | None = 300) -> str:
+        """What ``python`` prints in this folder; fails unless it ends with ``status``, and within so many seconds."""
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
             env=os.environ | {"PYTHONPATH": str(self.folder)},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=within,
         )
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout

@@ -26,7 +26,7 @@ except ImportError as error:
     ConfigError, sat = ValueError, None
     STUDY, STUDY_FILE, RESULTS, TABLES, PARTS, FIGURES = None, "config/study.yaml", "results/study", [], ("",), {}
     COMPARISONS = "-comparisons"
-    GRES, MAX_MINUTES, MAX_MEM_MB = "", 0, 0
+    RUNS, GRES, MAX_MINUTES, MAX_MEM_MB = [], "", 0, 0
 
 
 def told(function, *arguments):
@@ -71,6 +71,7 @@ if sat:
     STUDY = told(sat.open_study, workflow.configfiles, config, workflow.is_main_process)
     STUDY_FILE, RESULTS, TABLES = STUDY.path, str(STUDY.folder), list(STUDY.file.tables)
     GRES, MAX_MINUTES, MAX_MEM_MB = (told(sat.site, config, key, default) for key, default in sat.SITE.items())
+    RUNS = STUDY.runs if workflow.is_main_process else []
     told(sat.refuse_pin_files, Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1] / "envs")
     sat.use_this_python()
     if workflow.is_main_process:
@@ -99,7 +100,14 @@ def run_at(path):
 
 
 def of_run(function):
-    """As a function of wildcards. It is asked half a million times for its signature, so that has to be at hand."""
+    """What all runs have in common or, where they differ, a function of wildcards.
+
+    That costs: Snakemake calls it, and asks for its signature, some dozen times a job.
+    """
+    if RUNS:
+        first, *others = map(function, RUNS)
+        if all(other == first for other in others):
+            return first
 
     def asked(wildcards):
         return function(run_at(wildcards.run))

@@ -7,6 +7,7 @@ import io
 import mimetypes
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,12 +93,14 @@ def figures(study: Study, name: str, entries: list[Entry]) -> Iterator[Figure]:
     """The figures of a table that there are, and those that there will be."""
     table = study.file.tables[name]
     begun, asked = {entry.run.id for entry in entries if len(entry.history)}, products.of(study)
+    paths = {kind: path for kind in FIGURES if (path := study.folder / f"figures/{name}-{kind}.png").exists()}
+    with ThreadPoolExecutor() as pool:  # packing them is half of a report's time, and does not hold Python's lock
+        pictures = dict(zip(paths, pool.map(picture, paths.values()), strict=True))
     for kind, about in FIGURES.items():
-        path = study.folder / "figures" / f"{name}-{kind}.png"
         chart = CHARTS.get(kind, "")
-        if path.exists():
-            image, size = picture(path)
-            yield Figure(kind, about, image, size, chart, files(path))
+        if kind in pictures:
+            image, size = pictures[kind]
+            yield Figure(kind, about, image, size, chart, files(paths[kind]))
         elif f"figures/{name}-{kind}" in asked:
             there = kind == "curves" and not begun.isdisjoint(table.run_ids)
             yield Figure(kind, about, "", (0, 0), chart if there else "", [])

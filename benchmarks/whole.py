@@ -1,0 +1,160 @@
+"""A whole study, or one run of it, from nothing: the time it takes over the sum of what no way of doing it is without.
+
+The floor of a training are its steps' (docs/performance.md: input gradients, as many as its samples took, and the outer
+loss, no optimiser) and its validation's (one input gradient a step of PGD and two forward passes); that of a judgement
+is the time inside the network, forward and backward, while AutoAttack runs again on the same images. Nothing is taken
+for granted of curvature, planes, tables, figures, report, start-up and Snakemake: all of that is above the floor.
+Floors are taken right after the study, one after the other; the study may use ``--cores`` at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from torch import Tensor, nn
+
+from sat_core.errors import ConfigError
+from sat_core.judge import autoattack
+from sat_core.runs import folder
+from sat_core.runs.data import load
+from sat_core.runs.network import trained_model
+from sat_core.runs.trainer import Trainer
+from sat_core.study import Run, Study
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+from helpers import Project  # noqa: E402
+from steps import floor_of, floor_parts, measure  # noqa: E402
+
+ROUNDS = 30
+
+
+def training_floor(run: Run) -> tuple[float, float]:
+    """Seconds that the steps and the validations of a finished training cannot do without."""
+    trainer = Trainer(run)
+    order, size = torch.arange(len(trainer.train_images)), run.training.batch_size
+    _, x, y = next(trainer.train_images.batches(order, size))
+    parts = pd.DataFrame(measure(floor_parts(trainer.model, x, y, 1), ROUNDS)).median()
+    beyond = floor_of(run.base, parts) - parts["input gradients"]
+    history = pd.read_csv(run.folder / "history.csv")
+    attacked = history["steps"] if trainer.defense.selects_on == "robust" else 0 * history["steps"]
+    steps = trainer.steps_an_epoch * float((attacked * parts["input gradients"] + beyond).sum())
+    x, y = trainer.validation_images.batch(slice(0, 250))
+    trainer.model.eval()
+    parts = pd.DataFrame(measure(floor_parts(trainer.model, x, y, 1), ROUNDS)).median()
+    once = parts["forward"] + history["validation_clean"] * (run.attack.steps * parts["input gradients"])
+    return steps, float(once.sum()) * len(trainer.validation_images) / len(x)
+
+
+@contextlib.contextmanager
+def inside(model: nn.Module) -> Iterator[list[float]]:
+    """The seconds of each forward pass of a network, and of each gradient that is asked for, while the block runs."""
+    seconds: list[float] = []
+    gradient, began = torch.autograd.grad, []
+
+    def timed(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+        start = time.perf_counter()
+        found = gradient(*arguments, **options)
+        seconds.append(time.perf_counter() - start)
+        return found
+
+    before = model.register_forward_pre_hook(lambda *_: began.append(time.perf_counter()))
+    after = model.register_forward_hook(lambda *_: seconds.append(time.perf_counter() - began.pop()))
+    torch.autograd.grad = timed
+    try:
+        yield seconds
+    finally:
+        torch.autograd.grad = gradient
+        before.remove()
+        after.remove()
+
+
+def judging_floor(run: Run) -> float:
+    """Seconds inside the network while a trained run is judged again; fails if the verdict is another."""
+    model, _ = trained_model(run, torch.device("cpu"))
+    (images,) = load(run, "test")
+    count, size, robust = min(len(images), run.evaluation.images or len(images)), run.evaluation.batch_size, 0
+    with inside(model) as seconds:
+        for number, first in enumerate(range(0, count, size)):
+            x, y = images.batch(slice(first, min(first + size, count)))
+            seed = run.evaluation.seed + number
+            verdict = autoattack(model, x, y, epsilon=run.epsilon.value, seed=seed, batch_size=size)
+            robust += verdict.broken_by.count("")
+    assert robust / count == folder.record_of(run, "evaluate")["robust"], "judged again, the verdict is another"
+    return sum(seconds)
+
+
+def from_nothing(project: Project, run: str | None, cores: int) -> float:
+    """Seconds that the study, or one run of it up to its verdict, takes."""
+    if run is None:
+        began = time.perf_counter()
+        project.snakemake("--cores", str(cores), "--quiet", "all", within=None)
+        return time.perf_counter() - began
+    study = f"config/{project.name}.yaml"
+    project.python("-P", "-m", "sat_core", "data", "--study", study, "--dataset", run.split("/")[0], within=None)
+    began = time.perf_counter()
+    for verb in ("train", "evaluate"):
+        project.python("-P", "-m", "sat_core", verb, "--study", study, "--run", run, within=None)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """The command line: see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=Path("config/demo.yaml"))
+    parser.add_argument("--run", help="this one alone, trained and judged (the whole study)")
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="for the whole study (all)")
+    parser.add_argument("--out", type=Path, default=Path("results/bench/whole.csv"))
+    given = parser.parse_args()
+    out, images = given.out.resolve(), Path("data").resolve()
+    with tempfile.TemporaryDirectory() as name:
+        project = Project(Path(name) / "project", yaml.safe_load(given.study.read_text()), given.study.stem)
+        if images.exists():
+            (project.folder / "data").symlink_to(images)
+        wall = from_nothing(project, given.run, given.cores)
+        with contextlib.chdir(project.folder):
+            study = Study(Path(f"config/{project.name}.yaml"))
+            table = pd.DataFrame(rows(study, [study.run(given.run)] if given.run else study.runs))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out, index=False)
+    print(table.to_markdown(index=False, floatfmt=".1f"))
+    cores, total = 1 if given.run else given.cores, table.drop(columns="run").sum()
+    floor = total[["steps floor", "validation floor", "judging floor"]].sum()
+    rest = wall * cores - total["training"] - total["judging"]
+    print(f"wall {wall:.1f} s on {cores} of the processor's cores, floors {floor:.1f} s: {wall * cores / floor:.2f}")
+    print(f"training {total['training']:.1f} s, judging {total['judging']:.1f} s, all else and idle {rest:.1f} s")
+    print(f"written: {out}")
+
+
+def rows(study: Study, runs: list[Run]) -> Iterator[dict[str, Any]]:
+    """What each run took, beside its floors, in seconds."""
+    for run in runs:
+        torch.set_num_threads(run.resources.threads)
+        steps, validation = training_floor(run)
+        yield {
+            "run": run.id.path,
+            "training": float(pd.read_csv(run.folder / "history.csv")["seconds"].sum()),
+            "steps floor": steps,
+            "validation floor": validation,
+            "judging": folder.seconds_of(folder.record_of(run, "evaluate")),
+            "judging floor": judging_floor(run),
+        }
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
