@@ -116,8 +116,8 @@ def test_curvature_is_products_of_the_hessian_and_planes_are_losses(write_study)
     run = Study(write_study(TINY | {"overrides": [*TINY["overrides"], changed]})).run(PSAT)
     attack = 100 * 0.01
     measured = predict.curvature(run, costs(run), frozenset({"curvature"}))
-    assert measured.high == pytest.approx(100 * 0.1 * 40 * (1 + 3) + attack)
-    assert measured.low == pytest.approx(100 * 0.1 * (5 + 3 * 40) + attack)
+    assert measured.high == pytest.approx(100 * 0.1 * (40 * (1 + 3) + 20) + attack)
+    assert measured.low == pytest.approx(100 * 0.1 * (5 + 3 * 40 + 20) + attack)
     planes = predict.curvature(run, costs(run), frozenset({"landscape"}))
     assert planes.high == pytest.approx(100 * 0.1 * 40 + attack + 100 * 0.01 * 3 * 25)
     assert predict.curvature(run, costs(run), frozenset()).high == 0
