@@ -81,7 +81,7 @@ schemas: $(READY)  ## write workflow/schemas and docs/settings.md from sat_core/
 envs: $(READY)  ## write envs/sat-core.yaml from uv.lock
 	python envs/refresh.py
 
-faults: $(READY)  ## kill, cancel, preempt and starve jobs on a private SLURM (needs root and slurm-wlm; 15 minutes)
+faults: $(READY)  ## kill, cancel, preempt and starve jobs on a private SLURM (needs root and slurm-wlm); rehearse the paper; 85 minutes
 	python -m pytest -m slow tests/slurm
 
 clean:  ## remove the environment, not the results

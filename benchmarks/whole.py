@@ -4,7 +4,8 @@ The floor of a training are its steps' (docs/performance.md: input gradients, as
 loss, no optimiser) and its validation's (one input gradient a step of PGD and two forward passes); that of a judgement
 is the time inside the network, forward and backward, while AutoAttack runs again on the same images. Nothing is taken
 for granted of curvature, planes, tables, figures, report, start-up and Snakemake: all of that is above the floor.
-Floors are taken right after the study, one after the other; the study may use ``--cores`` at a time.
+Floors are taken right after the study, one after the other; the study may use ``--cores`` at a time. All
+but the wall is in seconds of a core.
 """
 
 from __future__ import annotations
@@ -126,11 +127,12 @@ def main() -> None:
         wall = from_nothing(project, given.run, given.cores)
         with contextlib.chdir(project.folder):
             study = Study(Path(f"config/{project.name}.yaml"))
-            table = pd.DataFrame(rows(study, [study.run(given.run)] if given.run else study.runs))
+            runs = [study.run(given.run)] if given.run else study.runs
+            table = pd.DataFrame(rows(study, runs))
     out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(out, index=False)
     print(table.to_markdown(index=False, floatfmt=".1f"))
-    cores, total = 1 if given.run else given.cores, table.drop(columns="run").sum()
+    cores, total = runs[0].resources.threads if given.run else given.cores, table.drop(columns="run").sum()
     floor = total[["steps floor", "validation floor", "judging floor"]].sum()
     rest = wall * cores - total["training"] - total["judging"]
     print(f"wall {wall:.1f} s on {cores} of the processor's cores, floors {floor:.1f} s: {wall * cores / floor:.2f}")
@@ -139,17 +141,17 @@ def main() -> None:
 
 
 def rows(study: Study, runs: list[Run]) -> Iterator[dict[str, Any]]:
-    """What each run took, beside its floors, in seconds."""
+    """What each run took, beside its floors, in seconds times its threads."""
     for run in runs:
-        torch.set_num_threads(run.resources.threads)
+        torch.set_num_threads(threads := run.resources.threads)
         steps, validation = training_floor(run)
         yield {
             "run": run.id.path,
-            "training": float(pd.read_csv(run.folder / "history.csv")["seconds"].sum()),
-            "steps floor": steps,
-            "validation floor": validation,
-            "judging": folder.seconds_of(folder.record_of(run, "evaluate")),
-            "judging floor": judging_floor(run),
+            "training": threads * folder.seconds_of(folder.record_of(run, "train")),
+            "steps floor": threads * steps,
+            "validation floor": threads * validation,
+            "judging": threads * folder.seconds_of(folder.record_of(run, "evaluate")),
+            "judging floor": threads * judging_floor(run),
         }
 
 

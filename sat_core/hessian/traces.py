@@ -10,8 +10,11 @@ from torch import Tensor
 
 from sat_core.hessian.objective import Objective, gaussians
 
+PROBES = 10
+"""Random vectors, unless other is asked: a product of the Hessian each."""
 
-def trace(objective: Objective, *, probes: int = 10, seed: int = 0) -> tuple[float, float]:
+
+def trace(objective: Objective, *, probes: int = PROBES, seed: int = 0) -> tuple[float, float]:
     """The sum of the Hessian's eigenvalues, and the standard error of that estimate.
 
     The mean of ``v^T H v`` over standard normal vectors (Hutchinson 1989); a product of the Hessian each. Raises
@@ -31,7 +34,7 @@ def trace(objective: Objective, *, probes: int = 10, seed: int = 0) -> tuple[flo
     return _hutchinson(objective, gaussians(probes, objective.theta, seed))
 
 
-def relative_flatness(objective: Objective, *, probes: int = 10, seed: int = 0) -> tuple[float, float]:
+def relative_flatness(objective: Objective, *, probes: int = PROBES, seed: int = 0) -> tuple[float, float]:
     """How sharp the loss is whatever the scale of its weights, and the standard error of that estimate; 0 is flat.
 
     ``sum over layers of sum_(s,t) <w_s, w_t> Tr H_(s,t)``, with w_s the weights (as a row) of a layer's neuron or

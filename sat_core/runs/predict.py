@@ -15,6 +15,7 @@ import pandas as pd
 
 from sat_core import defenses
 from sat_core.errors import ConfigError
+from sat_core.hessian.traces import PROBES
 from sat_core.runs import folder
 from sat_core.runs.data import count_images
 from sat_core.runs.files import read_json
@@ -28,8 +29,6 @@ CIFAR-10 are around a half. Of ordinary training no image is supposed to stand.
 """
 BROKEN = {"apgd-ce": 1.0}
 """Share of an attack's time that an image takes which it breaks; of the targeted ones and Square a half."""
-TRACES = 20
-"""Products of the Hessian for a network's trace and relative flatness: ten random vectors each."""
 FALLEN = 0.4
 """Share of its validation that an image takes which falls: its clean prediction, and a few steps."""
 
@@ -183,7 +182,7 @@ def curvature(run: Run, costs: Costs, stages: list[str]) -> Span:
     lanczos = steps * (images * unit["product"])
     if "curvature" in stages:
         networks = 1 + len(run.training.snapshot_epochs)
-        found += (lanczos + certain(attack + TRACES * images * unit["product"])) * networks
+        found += (lanczos + certain(attack + 2 * PROBES * images * unit["product"])) * networks
         found += certain(images * unit["product"] * config.probes * config.steps)
     if "landscape" in stages:
         points = 3 * run.landscape.points**2
