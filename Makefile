@@ -47,9 +47,9 @@ bench: $(READY)  ## time training steps against their floors and torchattacks, a
 	python benchmarks/curriculum.py --threads 1
 	python benchmarks/precision.py
 
-evidence: $(READY)  ## regenerate the studies of docs/evidence and what stands there; 2 hours
+evidence: $(READY)  ## regenerate the studies of docs/evidence and what stands there; days, and it continues
 	snakemake --quiet rules --configfile config/demo-evidence.yaml
-	snakemake --quiet rules --configfile config/mnist-10k.yaml
+	snakemake --quiet rules --configfile config/mnist-small.yaml
 	python docs/evidence/refresh.py
 
 lint: $(READY)  ## check style, formatting, types, the order of the wings, and the workflow

@@ -40,12 +40,6 @@ nitpick_ignore_regex = [
 ]
 
 
-def _title(app, docname, source) -> None:
-    """The tables of docs/evidence are written as `make evidence` leaves them, and those have no heading."""
-    if source[0].startswith("|"):
-        source[0] = f"# {docname.rsplit('/', 1)[1]}\n\n{{.numbers}}\n{source[0]}"
-
-
 def _options(app, what, name, obj, options, signature, returns):
     """What a pydantic class takes, by name and default; its annotations hold whole validators."""
     if what != "class" or not hasattr(obj, "model_fields"):
@@ -56,7 +50,6 @@ def _options(app, what, name, obj, options, signature, returns):
 
 def setup(app) -> None:
     app.connect("autodoc-process-signature", _options)
-    app.connect("source-read", _title)
 
 
 nitpick_ignore = [("py:class", "sat_core.defenses._weighting.Weighted")]  # private: what two defenses share

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sat_core.errors import ConfigError, Hopeless, Interrupted, unknown
+from sat_core.errors import ConfigError, Hopeless, Interrupted, lacks_memory, unknown
 from sat_core.report.kinds import FIGURES
 from sat_core.runs import folder
 from sat_core.study import Run, Study
@@ -181,12 +181,8 @@ def judge(study: Study, run: Run) -> None:
 
 
 def out_of_memory(error: Exception, verb: str = "") -> str:
-    """What to do about an error, if it says that there was too little memory; else "".
-
-    cuDNN and cuBLAS say so in words of their own where theirs is what there was no room for.
-    """
-    said = f"{type(error).__name__} {error}".lower()
-    if not re.search("out of memory|can't allocate memory|alloc_failed|cudnn_status_internal_error", said):
+    """What to do about an error, if it says that there was too little memory; else ""."""
+    if not lacks_memory(error):
         return ""
     part = {"train": "training", "evaluate": "evaluation"}.get(verb, "curvature")
     return f"out of memory; lower {part}.batch_size"

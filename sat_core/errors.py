@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -16,6 +17,15 @@ class Hopeless(ConfigError):
 
 class Interrupted(Exception):
     """A signal asked the process to stop; everything needed to go on has been saved."""
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error says that there was too little memory.
+
+    cuDNN and cuBLAS say so in words of their own where theirs is what there was no room for.
+    """
+    said = f"{type(error).__name__} {error}".lower()
+    return bool(re.search("out ?of ?memory|can't allocate memory|alloc_failed|cudnn_status_internal_error", said))
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:

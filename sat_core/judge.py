@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sat_core.attacks import check_images, frozen
+from sat_core.errors import lacks_memory
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def attack_standing(
     The four attacks run one by one, each on the images that all before it left standing, which is what AutoAttack
     does itself; only so does one learn which attack broke which image, and only so can one resume. The targeted ones
     take the 9 likeliest wrong classes; with fewer than 10 classes, all of them. Returns ``batch_size``, or half of it,
-    or a quarter.., where a GPU's memory held no more: AutoAttack's random numbers then come otherwise.
+    or a quarter.., where memory held no more: AutoAttack's random numbers then come otherwise.
     """
     standing = torch.tensor([i for i, by in enumerate(broken_by) if not by], device=x.device, dtype=torch.int64)
     if not len(standing):
@@ -149,12 +150,12 @@ def attack_standing(
         try:
             _, answers = adversary.run_standard_evaluation(x, y, batch_size=batch_size)
             break
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
+        except RuntimeError as error:
+            if batch_size == 1 or not lacks_memory(error):
                 raise
         torch.cuda.empty_cache()  # not above: while the error is at hand, so is all that the attack held
         batch_size = -(-min(batch_size, len(x)) // 2)
-        log.warning("out of GPU memory in %s: going on with %d images at a time", attack, batch_size)
+        log.warning("out of memory in %s: going on with %d images at a time", attack, batch_size)
     for i in standing[answers != y].tolist():
         broken_by[i] = attack
     return batch_size

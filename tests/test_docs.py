@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -65,6 +66,28 @@ def test_the_studies_on_a_page_are_valid(page, write_study):
     for text in found:
         study = Study(write_study(text, "example"))
         check(study, study.runs)
+
+
+def evidence_says(root: Path) -> str:
+    """What `refresh.py --check` complains of; "" if every sentence of the evidence is what its csv files give."""
+    command = [sys.executable, "docs/evidence/refresh.py", "--check"]
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert (found.returncode == 0) == (found.stderr == ""), found.stderr
+    return found.stderr
+
+
+def test_the_evidence_says_what_its_numbers_say(tmp_path):
+    assert evidence_says(REPOSITORY) == ""
+    for part in ("config", "docs/evidence", "docs/pictures.py", "README.md"):
+        source, target = REPOSITORY / part, tmp_path / part
+        target.parent.mkdir(exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    runs = tmp_path / "docs/evidence/demo-evidence/digits-runs.csv"
+    frame = pd.read_csv(runs, dtype={"epsilon": str})
+    frame.assign(robust=frame["robust"] + 1).to_csv(runs, index=False)
+    assert "README.md is not what the csv files give" in evidence_says(tmp_path)
+    frame.assign(settings=["other", *frame["settings"][1:]]).to_csv(runs, index=False)
+    assert "digits: " in evidence_says(tmp_path) and "of other settings than" in evidence_says(tmp_path)
 
 
 def test_the_citation_is_of_this_version():

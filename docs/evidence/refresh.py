@@ -8,8 +8,9 @@ beside it give, or if they have runs of other settings than the studies have.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,81 +18,93 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from claims import CODES, FILES, HERE, RUN, Evidence, middle, p_value, pair, read, settings_of
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
+from matplotlib.figure import Figure
 
+from docs.pictures import shrink
 from sat_core.errors import ConfigError
 from sat_core.report.comparisons import signed
-from sat_core.report.figures.curvature import measured
-from sat_core.report.figures.style import STYLE, appearance, draw_points
+from sat_core.report.figures.curvature import MEASURES, measured
+from sat_core.report.figures.style import STYLE, appearance, draw_points, legend
 from sat_core.report.numbers import costs, evaluated, histories
 from sat_core.runs import folder
 from sat_core.runs.files import atomic
 from sat_core.study import Run, Study
 from sat_core.study.file import Table
 
+SECTION = re.compile("(?<=<!-- evidence -->\n).*(?=<!-- end of evidence -->)", re.DOTALL)
+"""What of a page is written here, where it is not all of it."""
 TABLES = {"mnist": ("mnist-small", "mnist-small", ("mnist", "cnn")), "digits": ("demo-evidence", "digits", None)}
 """What the page calls a table -> its study, its name there, and where the paper has its like."""
-PAGES = {"README.md.jinja": HERE / "README.md"}
-PICTURES = ("landscape", "curvature", "curvature-accuracy")
+PAGES = {"README.md.jinja": HERE / "README.md", "section.md.jinja": HERE.parents[1] / "README.md"}
+PICTURES = ("landscape",)
 WIDTH = 1400
 
 
 def main() -> None:
     """The command line: see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the page is not what the csv give")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is not what the csv give")
     check = parser.parse_args().check
     if not check:
         for study, table, paper in TABLES.values():
             collect(Study(f"config/{study}.yaml"), table)
-            plane(Evidence(study, table, paper), HERE / study / f"{table}-plane.png")
+            evidence = Evidence(study, table, paper)
+            plane(evidence, HERE / study / f"{table}-plane.png")
+            ways(evidence, HERE / study / f"{table}-ways.png")
     tables = {title: Evidence(*where) for title, where in TABLES.items()}
     if others := [f"{e.name}: {run}" for e in tables.values() for run in of_other_settings(e)]:
         sys.exit(f"error: of other settings than the study has now: {', '.join(others)}")
     for template, page in PAGES.items():
         text = rendered(template, tables)
+        old = page.read_text(encoding="utf-8")
+        new = text if page.parent == HERE else SECTION.sub(lambda _, text=text: text, old)
         if not check:
             with atomic(page) as file:
-                file.write(text)
-        elif text != page.read_text(encoding="utf-8"):
-            sys.exit(f"error: {page.name} is not what the csv files give: python docs/evidence/refresh.py")
+                file.write(new)
+        elif new != old:
+            sys.exit(f"error: {page} is not what the csv files give: python docs/evidence/refresh.py")
 
 
 def collect(study: Study, name: str) -> None:
     """A table's csv files, with the runs that `results/` has; and the pictures that the pipeline drew."""
     table, here = study.file.tables[name], HERE / study.name
     here.mkdir(exist_ok=True)
-    judged = [run for run in map(study.run, table.run_ids) if evaluated(run) is not None]
-    history = histories(study, table)
-    curvature = measured(study, table)
+    known = {(id.defense, id.epsilon.text, id.seed): id for id in table.run_ids}
+    judged = {key: study.run(id) for key, id in known.items() if evaluated(study.run(id)) is not None}
     new = {
-        "runs": provenance(study, table, judged),
-        "history": history.drop(columns=["seconds", "model"], errors="ignore"),
-        "curvature": curvature.drop(columns="model"),
-        "verdicts": pd.DataFrame(map(letters, judged), columns=[*RUN, "letters"]),
+        "runs": provenance(study, table, judged.values()),
+        "history": histories(study, table).drop(columns=["seconds", "model"], errors="ignore"),
+        "curvature": measured(study, table).drop(columns="model"),
+        "verdicts": pd.DataFrame([letters(run) for run in judged.values()], columns=[*RUN, "letters"]),
     }
-    made = {(run.defense, run.epsilon.text, run.seed) for run in judged}
-    known = {(id.defense, id.epsilon.text, id.seed): settings_of(study, id) for id in table.run_ids}
+    has_old = (here / f"{name}-runs.csv").exists()
+    old = {kind: read(here, name, kind) if has_old else new[kind].iloc[:0] for kind in FILES}
+    settings = dict(zip(keys(old["runs"]), old["runs"].get("settings", []), strict=True))
+    kept = {key for key, made in settings.items() if key in known and made == settings_of(study, known[key])}
     for kind in FILES:
-        frame = new[kind]
-        frame = frame[[tuple(run) in made for run in frame[RUN].to_numpy()]]
-        if (here / f"{name}-{kind}.csv").exists():
-            old = read(here, name, kind)
-            runs = read(here, name, "runs").set_index(RUN)["settings"]
-            kept = [run not in made and runs[run] == known.get(run) for run in map(tuple, old[RUN].to_numpy())]
-            frame = pd.concat([old[kept], frame], ignore_index=True)
-        order = {run: i for i, run in enumerate(known)}
-        frame = frame.iloc[sorted(range(len(frame)), key=lambda i: order[tuple(frame[RUN].iloc[i])])]
-        new[kind] = frame
-    for kind, frame in new.items():
+        parts = [old[kind][of(old[kind], kept - judged.keys())], new[kind][of(new[kind], judged.keys())]]
+        frame = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+        if not len(frame) and kind == "runs":
+            sys.exit(f"error: nothing of {study.path} is finished: snakemake --configfile {study.path} first")
+        place = pd.Series(keys(frame)).map({key: i for i, key in enumerate(known)})
         with atomic(here / f"{name}-{kind}.csv") as file:
-            frame.to_csv(file, index=False, float_format="%.6g")
+            frame.iloc[place.argsort(kind="stable")].to_csv(file, index=False, float_format="%.6g")
     for kind in PICTURES:
         if (picture := study.folder / "figures" / f"{name}-{kind}.png").exists():
-            shrink(picture, here / picture.name)
+            shrink(picture, here / picture.name, WIDTH)
 
 
-def provenance(study: Study, table: Table, judged: list[Run]) -> pd.DataFrame:
+def keys(rows: pd.DataFrame) -> list[tuple[str, str, int]]:
+    """Defense, epsilon and seed of each row."""
+    return list(rows[RUN].itertuples(index=False, name=None))
+
+
+def of(rows: pd.DataFrame, runs: Collection[tuple[str, str, int]]) -> list[bool]:
+    """Whether each row is of one of these runs."""
+    return [key in runs for key in keys(rows)]
+
+
+def provenance(study: Study, table: Table, judged: Iterable[Run]) -> pd.DataFrame:
     """One row a run: what it was made with, what it cost, what it gave."""
     rows = []
     cost = costs(study, table).set_index(RUN)
@@ -103,7 +116,7 @@ def provenance(study: Study, table: Table, judged: list[Run]) -> pd.DataFrame:
             {
                 **dict(zip(RUN, key, strict=True)),
                 **{name: found[name] for name in ("clean", "apgd-ce", "apgd-t", "fab-t", "robust")},
-                **{name: found[name] for name in ("last_clean", "last_robust", "n", "trivial", "flags")},
+                **{name: found[name] for name in ("n", "trivial", "flags")},
                 **{name: cost.loc[key, name] for name in ("steps", "epoch_seconds", "memory")},
                 "train_seconds": record["seconds"],
                 "attack_seconds": sum(found[name] for name in found if name.startswith("seconds_")),
@@ -119,7 +132,7 @@ def provenance(study: Study, table: Table, judged: list[Run]) -> pd.DataFrame:
                 "device": record["device"],
             }
         )
-    return pd.DataFrame(rows, columns=None if rows else [*RUN, "settings"])
+    return pd.DataFrame(rows, columns=None if rows else RUN)
 
 
 def letters(run: Run) -> list[object]:
@@ -160,27 +173,43 @@ def plane(evidence: Evidence, target: Path) -> None:
                     )
         axes[0].set_ylabel("AutoAttack accuracy (%)")
         if evidence.paper:
-            axes[0].scatter([], [], marker="o", s=48, facecolors="none", edgecolors="0.3", label="the paper's")
-        handles = {
-            label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5)
-        figure.savefig(target)
-        plt.close(figure)
-    shrink(target, target)
+            axes[0].scatter([], [], marker="o", s=48, facecolors="none", edgecolors="0.3", label="published")
+        finish(figure, axes, target)
 
 
-def shrink(source: Path, target: Path) -> None:
-    """A picture for a page: at most WIDTH pixels wide, 256 colours."""
-    with Image.open(source) as image:
-        size = min(WIDTH, image.width)
-        small = image.convert("RGB").resize((size, round(image.height * size / image.width)), Image.Resampling.LANCZOS)
-        small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(target, optimize=True)
+def ways(evidence: Evidence, target: Path) -> None:
+    """Each run's way through its training: curvature against robust accuracy on the images of the measurement."""
+    looks, rows = appearance(evidence.study, evidence.table), evidence.curvature
+    with plt.rc_context(STYLE):
+        across = len(evidence.epsilons)
+        figure, grid = plt.subplots(2, across, figsize=(3.1 * across, 5.4), sharex=True, sharey="row")
+        for row, measure in zip(grid, ("lambda_max", "relative_flatness"), strict=True):
+            row[0].set(ylabel=MEASURES[measure], yscale="log")
+            for axis, epsilon in zip(row, evidence.epsilons, strict=True):
+                for (defense, _), run in rows[rows["epsilon"] == epsilon].groupby(["defense", "seed"], sort=False):
+                    way, end = run[~run["selected"]].sort_values("epoch"), run[run["selected"]]
+                    colour, marker = looks[defense]
+                    axis.plot(way["adversarial"], way[measure], ".-", color=colour, lw=0.8, ms=3, alpha=0.6)
+                    label = evidence.study.display(defense)
+                    draw_points(axis, end["adversarial"], end[measure], end["trivial"], colour, marker, label)
+        for axis, epsilon in zip(grid[0], evidence.epsilons, strict=True):
+            axis.set_title(f"$\\epsilon$ = {epsilon}")
+        for axis in grid[1]:
+            axis.set_xlabel("accuracy on the\nsame adversarial images (%)")
+        finish(figure, grid.flat, target)
+
+
+def finish(figure: Figure, axes: Iterable[plt.Axes], target: Path) -> None:
+    """One legend for all, and the picture as a file."""
+    legend(figure, *axes)
+    figure.savefig(target)
+    plt.close(figure)
+    shrink(target, target, WIDTH)
 
 
 def rendered(template: str, tables: dict[str, Evidence]) -> str:
     """A page: every number from the csv files; a sentence whose condition does not hold is an error."""
-    environment = Environment(  # noqa: S701: Markdown, of numbers of our own
+    environment = Environment(  # Markdown, of numbers of our own
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     environment.filters |= {"f1": lambda x: f"{x:.1f}", "f2": lambda x: f"{x:.2f}", "signed": signed, "p": p_value}

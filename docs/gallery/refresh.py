@@ -5,17 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from PIL import Image
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from docs.pictures import shrink  # noqa: E402
 from sat_core.report import products  # noqa: E402
 from sat_core.report.figures import write_figure  # noqa: E402
 from sat_core.report.kinds import FIGURES  # noqa: E402
 from sat_core.study import Study  # noqa: E402
 
-WIDTH, COLOURS = 640, 256
+WIDTH = 640
 STUDIES = ("config/demo.yaml", "docs/gallery/gallery.yaml")
 """What is drawn without being asked for, and what only on request."""
 HEAD = """\
@@ -44,17 +43,9 @@ def section(kind: str) -> str:
     (table,) = study.file.tables
     if not products.figure(study, table, kind).is_possible:
         sys.exit(f"error: nothing to draw {kind} from: snakemake --configfile {study.path} first")
-    shrink(write_figure(study, table, kind), HERE / f"{kind}.png")
+    shrink(write_figure(study, table, kind), HERE / f"{kind}.png", WIDTH)
     command = f"python -m sat_core figure --study {study.path} --table {table} --kind {kind}"
     return f"## {about.title}\n\n    {command}\n\n![{about.alt}](gallery/{kind}.png)\n\n{about.caption}\n"
-
-
-def shrink(source: Path, target: Path) -> None:
-    """A picture of fewer pixels and colours; markers are small, and keep theirs."""
-    with Image.open(source) as image:
-        size = WIDTH, round(image.height * WIDTH / image.width)
-        small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        small.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 if __name__ == "__main__":

@@ -149,16 +149,23 @@ def failure(study: Study, run: Run, stage: str, beats: list[Beat]) -> str:
 
 def last_error(study: Study, run: Run, stage: str) -> str:
     """The error with which a log ends whose job failed before it had begun, unless the study was edited since."""
+    said, when = last_words(study, run, stage)
+    failed = when >= study.path.stat().st_mtime and re.match(r"error: |[\w.]+(Error|Exception)\b", said)
+    return said.removeprefix("error: ") if failed else ""
+
+
+def last_words(study: Study, run: Run, stage: str) -> tuple[str, float]:
+    """The last line of the log of whoever last tried, and when it was written; "" and 0 if nobody did."""
     logs = study.folder / "logs" / stage
     found = [*logs.glob(f"{run.id.path}.log"), *logs.glob(f"{run.id.path}-*.log")]
-    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None or newest.stat().st_mtime < study.path.stat().st_mtime:
-        return ""
+    if not found:
+        return "", 0.0
+    newest = max(found, key=lambda path: path.stat().st_mtime_ns)
     with newest.open("rb") as file:
         file.seek(max(newest.stat().st_size - 4000, 0))
-        lines = file.read().decode(errors="replace").strip().splitlines()
-    failed = lines and re.match(r"error: |[\w.]+(Error|Exception)\b", lines[-1])
-    return lines[-1].removeprefix("error: ") if failed else ""
+        lines = file.read().decode(errors="replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1] if said else "", newest.stat().st_mtime
 
 
 def expected(states: list[State]) -> list[State]:

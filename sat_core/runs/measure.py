@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from sat_core.attacks import PGD, InnerLoss, Iterate, Perturbation, StoppingRule, cross_entropy, uniform_start
+from sat_core.errors import lacks_memory
 from sat_core.hessian import Objective, gaussians
 from sat_core.runs import folder
 from sat_core.runs.data import load
@@ -76,7 +77,9 @@ def measure(run: Run, real: Run, curved: bool) -> None:
             torch.cuda.reset_peak_memory_stats(device)
         try:
             content[name] = piece()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
             content[name] = None
         content["memory_mb"][name] = peak_memory(device)
     write_json(path, content | {"weights": weights})

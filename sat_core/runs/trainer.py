@@ -87,7 +87,14 @@ class Trainer:
         """From now on train in this precision."""
         self.precision = precision
         models.compute_in(precision, self.model)
-        log.info("training in %s on %s", precision, device_name(self.device))
+        log.info(
+            "training in %s on %s%s",
+            precision,
+            device_name(self.device),
+            ", which emulates it, many times slower than float32; `precision: auto` would not"
+            if precision == "bfloat16" and best_precision(self.device) == "float32"
+            else "",
+        )
 
     def steps(self) -> Iterator[None]:
         """Take the optimiser steps that are left of this epoch, one by one; between two, all state is in self."""

@@ -10,7 +10,8 @@ import torch
 
 from sat_core.__main__ import main
 from sat_core.report.page import write_page, write_report
-from sat_core.report.page.entries import describe, last_words
+from sat_core.report.page.entries import describe
+from sat_core.report.status import last_words
 from sat_core.runs import folder, heartbeat
 from sat_core.runs.evaluate import EXAMPLES
 from sat_core.runs.files import read_arrays, read_json, write_json
@@ -183,7 +184,7 @@ def test_the_log_of_another_seed_says_nothing(study):
     folder = study.folder / "logs/train/digits/cnn/psat/eps0.3"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "seed10.log").write_text("of another seed")
-    assert last_words(study, "train", study.run("digits/cnn/psat/eps0.3/seed1")) == ""
+    assert last_words(study, study.run("digits/cnn/psat/eps0.3/seed1"), "train") == ("", 0.0)
 
 
 def test_a_damaged_result_is_told_and_the_rest_is_shown(study, page):

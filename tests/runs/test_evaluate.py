@@ -63,7 +63,11 @@ def test_evaluating_an_untrained_run_says_what_to_do(tiny, capsys):
     assert "the run is not trained yet; `train` it first" in capsys.readouterr().err
 
 
-def test_out_of_gpu_memory_in_evaluation_halves_the_batch(trained, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError(), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")],
+)
+def test_out_of_memory_in_evaluation_halves_the_batch(trained, monkeypatch, caplog, error):
     run = trained
     model = trained_model(run, torch.device("cpu"))[0]
     x, y = load(run, "test")[0].batch(slice(12))
@@ -72,7 +76,7 @@ def test_out_of_gpu_memory_in_evaluation_halves_the_batch(trained, monkeypatch, 
     def limited(self, x, y, batch_size):
         sizes.append(batch_size)
         if batch_size > 4:
-            raise torch.OutOfMemoryError
+            raise error
         return original(self, x, y, batch_size=batch_size)
 
     monkeypatch.setattr(pyautoattack.AutoAttack, "run_standard_evaluation", limited)

@@ -147,15 +147,18 @@ def test_a_gpu_that_torch_has_no_kernels_for_or_that_fails_is_one_sentence(tiny,
         take_device(tiny.run(PSAT))  # there is none in this machine
 
 
-def test_the_precision_of_auto_is_on_record_and_outlives_a_change_of_device(write_study, monkeypatch):
+def test_the_precision_of_auto_is_on_record_and_outlives_a_change_of_device(write_study, monkeypatch, caplog):
+    caplog.set_level("INFO")
     overrides = [*TINY["overrides"], {"set": {"training": {"precision": "auto"}}}]
     run = Study(write_study(TINY | {"overrides": overrides})).run(PSAT)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr("sat_core.runs.trainer.best_precision", lambda device: "bfloat16")
         stop_after(patch, 3)
         train(run)
+    assert "emulates" not in caplog.text
     monkeypatch.setattr("sat_core.runs.trainer.best_precision", lambda device: "float32")
     train(run)
+    assert "training in bfloat16 on CPU" in caplog.text and "which emulates it" in caplog.text
     record = json.loads((run.folder / "run.json").read_text())
     assert record["precision"] == "bfloat16" and record["made_of"]["settings"]["training.precision"] == "auto"
     assert not folder.differences(run, "train", record["made_of"])

@@ -11,6 +11,7 @@ import pandas as pd
 from sat_core.errors import ConfigError
 from sat_core.report import numbers
 from sat_core.report.render import MISSING, STALE, TRIVIAL
+from sat_core.report.status import last_words
 from sat_core.runs import folder, heartbeat
 from sat_core.runs.files import read_arrays
 from sat_core.study import Run, Study
@@ -128,7 +129,7 @@ def missing(study: Study, stage: str, run: Run) -> Problem:
     if stage == "train" and len(history := unfinished(run)):
         state = "running" if is_at_work(run) else "unfinished"
         return Problem(stage, state, f"{len(history)} of {run.training.epochs} epochs are done.")
-    if not (said := last_words(study, stage, run)):
+    if not (said := last_words(study, run, stage)[0]):
         return Problem(stage, "not done", "not done yet.")
     return Problem(stage, "failed" if "error" in said.lower() else "not done", f"no result; its log ends with “{said}”")
 
@@ -143,13 +144,3 @@ def is_at_work(run: Run) -> bool:
     """Whether a process gives signs of life in a run's folder."""
     heard = heartbeat.beats(run, heartbeat.file_system_time(run.folder))
     return any(heartbeat.is_alive(beat, age) for beat, age in heard)
-
-
-def last_words(study: Study, stage: str, run: Run) -> str:
-    """The last line of the log of whoever last tried; "" if nobody did."""
-    logs = study.folder / "logs" / stage
-    found = [*logs.glob(f"{run.id.path}.log"), *logs.glob(f"{run.id.path}-*.log")]
-    newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-    lines = newest.read_text(encoding="utf-8", errors="replace").split("\n") if newest else []
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1] if said else ""

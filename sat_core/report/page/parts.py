@@ -18,6 +18,7 @@ from sat_core.report import products
 from sat_core.report.kinds import FIGURES
 from sat_core.report.page.entries import Entry
 from sat_core.runs import folder
+from sat_core.runs.heartbeat import duration
 from sat_core.study import Study
 from sat_core.study.file import COMPARISONS, PARTS
 
@@ -70,12 +71,6 @@ def facts(entries: list[Entry]) -> dict[str, str]:
         "training, all runs": duration(sum(record.get("seconds", 0) for record in trained)),
         "AutoAttack, all runs": duration(sum(folder.seconds_of(e.verdict) or 0 for e in judged)),
     }
-
-
-def duration(seconds: float) -> str:
-    """In the unit that fits."""
-    unit, name = next(((u, n) for u, n in ((3600, "h"), (60, "min")) if seconds >= 2 * u), (1, "s"))
-    return f"{seconds / unit:.1f} {name}"
 
 
 def tables(study: Study, name: str) -> Iterator[Table]:

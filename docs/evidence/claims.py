@@ -1,0 +1,304 @@
+"""What the committed results say: one table's csv files, and the statistics that README.md here quotes.
+
+Reads nothing but the files beside it and what others have published, so that its sentences can be checked anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from sat_core.report.comparisons import LEVEL, block, holm, signed  # noqa: E402
+from sat_core.report.numbers import published  # noqa: E402
+from sat_core.study import Study  # noqa: E402
+
+RUN = ["defense", "epsilon", "seed"]
+CODES = {"clean": "w", "apgd-ce": "c", "apgd-t": "t", "fab-t": "f", "square": "s", "": "."}
+"""What became of a test image -> its letter in `*-verdicts.csv`: wrong unattacked, broken by an attack, or standing."""
+FILES = ("runs", "history", "curvature", "verdicts")
+SHORT_OF = "–"
+
+
+class Evidence:
+    """The results of one table, from its csv files; ``paper``: dataset and model under which others published it."""
+
+    def __init__(self, study: str, table: str, paper: tuple[str, str] | None = None):
+        self.study, self.name, self.paper = Study(str(HERE.parents[1] / f"config/{study}.yaml")), table, paper
+        self.table = self.study.file.tables[table]
+        for kind in FILES:
+            setattr(self, kind, read(HERE / study, table, kind))
+        self.epsilons = [epsilon.text for epsilon in self.table.epsilons]
+
+    def cell(self, defense: str, epsilon: str) -> pd.DataFrame:
+        """The runs of one cell, a row a seed."""
+        return self.runs[(self.runs["defense"] == defense) & (self.runs["epsilon"] == epsilon)]
+
+    def seeds(self, defense: str, epsilon: str) -> int:
+        """How many there are."""
+        return len(self.cell(defense, epsilon))
+
+    def mean(self, defense: str, epsilon: str, accuracy: str = "robust") -> float:
+        """Accuracy in %, over the seeds that there are."""
+        return float(self.cell(defense, epsilon)[accuracy].mean())
+
+    def trivial(self, defense: str, *epsilons: str) -> tuple[int, int]:
+        """Runs that are trivial, and all; of every epsilon if none is named."""
+        cells = pd.concat([self.cell(defense, epsilon) for epsilon in epsilons or self.epsilons])
+        return int(cells["trivial"].sum()), len(cells)
+
+    def of(self, *count: tuple[int, int]) -> str:
+        """Counts, added, in words."""
+        return f"{sum(some for some, _ in count)} of {sum(all for _, all in count)}"
+
+    def every_seed(self) -> str:
+        """A row a cell, a column a seed, and the paper's number."""
+        rows = []
+        for epsilon in self.epsilons:
+            for defense in self.table.defenses:
+                cell = self.cell(defense, epsilon).set_index("seed")
+                if not len(cell):
+                    continue
+                row = {"epsilon": epsilon, "defense": defense}
+                for seed in self.table.seeds:
+                    row[f"seed {seed}"] = (
+                        pair(*cell.loc[seed, ["clean", "robust", "trivial"]]) if seed in cell.index else SHORT_OF
+                    )
+                row["mean"] = pair(cell["clean"].mean(), cell["robust"].mean())
+                theirs = self.published(defense, epsilon)
+                row["paper"] = pair(**theirs, digits=2) if theirs else SHORT_OF
+                rows.append(row)
+        frame = pd.DataFrame(rows)
+        return (frame if self.paper else frame.drop(columns="paper")).to_markdown(index=False, disable_numparse=True)
+
+    def beside(self, defense: str) -> list[str]:
+        """For each epsilon the mean over seeds, and the paper's number where it has a like."""
+        cells = []
+        for epsilon in self.epsilons:
+            cell, theirs = self.cell(defense, epsilon), self.published(defense, epsilon)
+            count = f" ({len(cell)})" if len(cell) < len(self.table.seeds) else ""
+            constant = f", trivial {self.of(self.trivial(defense, epsilon))}" if cell["trivial"].any() else ""
+            cells.append(
+                pair(cell["clean"].mean(), cell["robust"].mean()) + count + constant if len(cell) else SHORT_OF
+            )
+            if self.paper:
+                cells.append(pair(**theirs, digits=2) if theirs else SHORT_OF)
+        return [f"{text} " for text in cells]
+
+    def published(self, defense: str, epsilon: str) -> dict | None:
+        """The paper's clean and robust accuracy of a cell in %, and whether it is trivial."""
+        if self.paper is None:
+            return None
+        found = {a: published().get((*self.paper, defense, Fraction(epsilon), a)) for a in ("clean", "robust")}
+        if None in found.values():
+            return None
+        return {a: number["published"] for a, number in found.items()} | {
+            "trivial": found["clean"]["published_trivial"]
+        }
+
+    def rank(self, epsilon: str, accuracy: str = "robust") -> tuple[float, int]:
+        """Spearman's correlation of our column with the paper's over the defenses that both have, and their number."""
+        both = [
+            (self.mean(defense, epsilon, accuracy), theirs[accuracy])
+            for defense in self.table.defenses
+            if (theirs := self.published(defense, epsilon)) and self.seeds(defense, epsilon)
+        ]
+        return float(stats.spearmanr(*zip(*both, strict=True)).statistic), len(both)
+
+    @cached_property
+    def differences(self) -> pd.DataFrame:
+        """Every pair of defenses: mean difference on the same images and seeds, interval, p; Holm's within a block."""
+        right = {
+            tuple(run): pd.Series(list(letters)) for *run, letters in self.verdicts.itertuples(index=False, name=None)
+        }
+        rows = []
+        for epsilon in self.epsilons:
+            for accuracy, wrong in (("robust", set("wctfs")), ("clean", {"w"})):
+                answers = {
+                    (defense, seed): ~found.isin(wrong) for (defense, at, seed), found in right.items() if at == epsilon
+                }
+                rows += [{"epsilon": epsilon, "accuracy": accuracy} | row for row in block(answers, self.table)]
+        return pd.DataFrame(rows)
+
+    def against(self, defense: str, base: str, epsilon: str, accuracy: str = "robust") -> dict[str, float]:
+        """``defense`` minus ``base`` in points: difference, low, high, p, seeds; raises KeyError if they share none."""
+        found = self.differences
+        found = found[(found["epsilon"] == epsilon) & (found["accuracy"] == accuracy)]
+        for first, second, sign in ((defense, base, 1), (base, defense, -1)):
+            row = found[(found["row"] == first) & (found["column"] == second)]
+            if len(row):
+                (row,) = row.to_dict("records")
+                low, high = sorted((sign * row["low"], sign * row["high"]))
+                return row | {"difference": sign * row["difference"], "low": low, "high": high}
+        raise KeyError(f"{defense} and {base} share no seed at {epsilon}")
+
+    def compared(self, pairs: list[tuple[str, str]]) -> pd.DataFrame:
+        """A row a pair, epsilon and accuracy: as :meth:`against`, and ``p_holm``, corrected for all of these rows."""
+        rows = [
+            {"first": first, "second": second, **self.against(first, second, epsilon, accuracy)}
+            for epsilon in self.epsilons
+            for first, second in pairs
+            for accuracy in ("robust", "clean")
+            if set(self.cell(first, epsilon)["seed"]) & set(self.cell(second, epsilon)["seed"])
+        ]
+        frame = pd.DataFrame(rows)
+        return frame.assign(p_holm=holm(frame["p"].to_numpy()))
+
+    def shown(self, compared: pd.DataFrame) -> str:
+        """A row a pair and epsilon, bold where it is significant."""
+        rows = []
+        for (epsilon, first, second), found in compared.groupby(["epsilon", "first", "second"], sort=False):
+            row = {"epsilon": epsilon, "pair": f"{first} – {second}"}
+            for one in found.itertuples():
+                text = f"{signed(one.difference)} [{signed(one.low)}, {signed(one.high)}]"
+                row[one.accuracy] = f"**{text}**" if one.p_holm < LEVEL else text
+                row[f"p, {one.accuracy}"] = p_value(one.p_holm).removeprefix("= ")
+            rows.append(row | {"seeds": one.seeds})
+        return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+    def counted(self, compared: pd.DataFrame, first: str, accuracy: str = "robust") -> str:
+        """How often a defense is significantly better, worse, and neither, in words."""
+        rows = compared[(compared["first"] == first) & (compared["accuracy"] == accuracy)]
+        sure = rows[rows["p_holm"] < LEVEL]["difference"]
+        return f"better in {(sure > 0).sum()}, worse in {(sure < 0).sum()}, neither in {len(rows) - len(sure)}"
+
+    def losses(self, defense: str, epsilon: str) -> pd.DataFrame:
+        """Training loss, a row an epoch, a column a seed."""
+        rows = self.history[(self.history["defense"] == defense) & (self.history["epsilon"] == epsilon)]
+        return rows.pivot_table("loss", "epoch", "seed")
+
+    def trained(self, *defenses: str) -> list[str]:
+        """Those that have runs."""
+        return [name for name in defenses if name in set(self.runs["defense"])]
+
+    def steps(self, defense: str, epsilon: str) -> float:
+        """PGD steps a sample, over the whole training and the seeds."""
+        return float(self.cell(defense, epsilon)["steps"].mean())
+
+    def selected(self, defense: str, epsilon: str) -> pd.DataFrame:
+        """Curvature at the selected weights, a row a seed, trivial networks left out."""
+        found = self.curvature
+        return found[
+            found["selected"] & ~found["trivial"] & (found["defense"] == defense) & (found["epsilon"] == epsilon)
+        ].set_index("seed")
+
+    def ratios(self, defense: str, base: str, measure: str) -> list[float]:
+        """``defense`` over ``base`` at the selected weights, for each epsilon and seed in which neither is trivial."""
+        found = []
+        for epsilon in self.epsilons:
+            first, second = self.selected(defense, epsilon), self.selected(base, epsilon)
+            shared = first.index.intersection(second.index)
+            found += list(first.loc[shared, measure] / second.loc[shared, measure])
+        return found
+
+    def at_equal_accuracy(self, defense: str, base: str, measure: str) -> list[float]:
+        """``defense`` over ``base`` in training, for each epsilon and seed: the ratio at the same robust accuracy.
+
+        Along a run, from snapshot to snapshot, the logarithm of the measure is taken as linear in the accuracy on the
+        adversarial images of the measurement; the geometric mean of the ratio is over the accuracies that both pass.
+        """
+        found, rows = [], self.curvature[~self.curvature["trivial"]]
+        for epsilon in self.epsilons:
+            for seed in self.table.seeds:
+                ways = []
+                for name in (defense, base):
+                    way = rows[(rows["defense"] == name) & (rows["epsilon"] == epsilon) & (rows["seed"] == seed)]
+                    ways.append(way[~way["selected"]].groupby("adversarial")[measure].mean())
+                if all(len(way) > 1 and (way > 0).all() for way in ways):
+                    low, high = max(way.index.min() for way in ways), min(way.index.max() for way in ways)
+                    if high - low >= 5:
+                        at = np.linspace(low, high, 51)
+                        first, second = (np.interp(at, way.index, np.log(way)) for way in ways)
+                        found.append(float(np.exp((first - second).mean())))
+        return found
+
+    def grows(self, defense: str, measure: str = "lambda_max") -> dict[str, float] | None:
+        """Spearman's correlation of a measure with epsilon, p and n, without trivial runs; None with one epsilon."""
+        cells = {epsilon: self.selected(defense, epsilon)[measure] for epsilon in self.epsilons}
+        radius = [float(Fraction(epsilon)) for epsilon, values in cells.items() for _ in values]
+        if len(set(radius)) < 2:
+            return None
+        found = stats.spearmanr(radius, np.concatenate([list(values) for values in cells.values()]))
+        return {"rho": float(found.statistic), "p": float(found.pvalue), "n": len(radius)}
+
+    def overfitting(self) -> pd.DataFrame:
+        """Robust validation accuracy (%) under the training attack: best epoch, last epoch; a row a run."""
+        rows = self.history[self.history["defense"] != "standard"]
+        found = rows.groupby(RUN, sort=False)["validation_robust"].agg(["max", "last"]) * 100
+        return found.assign(loss=found["max"] - found["last"]).reset_index()
+
+    def epochs(self) -> int:
+        """Of every run; raises ValueError where they differ."""
+        (found,) = self.runs["epochs"].unique()
+        return found
+
+    def images(self) -> int:
+        """Test images of every run; raises ValueError where they differ."""
+        (found,) = self.runs["n"].unique()
+        return found
+
+    def absent(self) -> list[str]:
+        """Defenses of the table without any run."""
+        return [name for name in self.table.defenses if name not in set(self.runs["defense"])]
+
+    def hours(self) -> float:
+        """Training and AutoAttack of all runs, one after the other."""
+        return float(self.runs[["train_seconds", "attack_seconds"]].sum().sum() / 3600)
+
+    def attacks(self, defense: str, epsilon: str) -> list[float]:
+        """Accuracy in % unattacked and after each attack of AutoAttack, mean over seeds."""
+        return [self.mean(defense, epsilon, name) for name in ("clean", "apgd-ce", "apgd-t", "fab-t", "robust")]
+
+    def first_epoch_below(self, defense: str, epsilon: str, loss: float) -> list[int | None]:
+        """For each seed the first epoch, from 1, whose training loss is below ``loss``; None if there is none."""
+        rows = self.history[(self.history["defense"] == defense) & (self.history["epsilon"] == epsilon)]
+        found = []
+        for _, run in rows.groupby("seed", sort=True):
+            below = run[run["loss"] < loss]["epoch"]
+            found.append(int(below.iloc[0]) + 1 if len(below) else None)
+        return found
+
+
+def read(folder: Path, table: str, kind: str) -> pd.DataFrame:
+    """One of a table's csv files; epsilon stays the text that it is."""
+    frame = pd.read_csv(folder / f"{table}-{kind}.csv", dtype={"epsilon": str, "letters": str})
+    return frame.astype({name: bool for name in ("trivial", "selected") if name in frame})
+
+
+def pair(clean: float, robust: float, trivial: bool = False, digits: int = 1) -> str:
+    """Two accuracies in %, as a table has them."""
+    return f"{clean:.{digits}f} / {robust:.{digits}f}{' (t)' if trivial else ''}"
+
+
+def p_value(p: float) -> str:
+    """p to two digits, or that it is small, with its sign of relation."""
+    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
+
+
+def middle(ratios: list[float]) -> str:
+    """The median of ratios and how many are below 1, with the two-sided p of a sign test."""
+    below = sum(ratio < 1 for ratio in ratios)
+    p = stats.binomtest(below, len(ratios)).pvalue
+    return f"{math.exp(np.median(np.log(ratios))):.2f} (below 1 in {below} of {len(ratios)}, sign test p {p_value(p)})"
+
+
+def settings_of(study: Study, id) -> str:
+    """What a run's numbers are made of but code, as a short checksum: settings that differ from their defaults."""
+    import hashlib
+
+    from sat_core.study.fingerprint import default, made_of
+
+    run = study.run(id)
+    settings = made_of(run, "train")["settings"] | made_of(run, "evaluate")["settings"]
+    own = {name: value for name, value in settings.items() if value != default(run, name)}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
