@@ -75,8 +75,7 @@ class Evidence:
                         pair(*cell.loc[seed, ["clean", "robust", "trivial"]]) if seed in cell.index else SHORT_OF
                     )
                 row["mean"] = pair(cell["clean"].mean(), cell["robust"].mean())
-                theirs = self.published(defense, epsilon)
-                row["paper"] = pair(**theirs, digits=2) if theirs else SHORT_OF
+                row["paper"] = self.theirs(defense, epsilon)
                 rows.append(row)
         frame = pd.DataFrame(rows)
         return (frame if self.paper else frame.drop(columns="paper")).to_markdown(index=False, disable_numparse=True)
@@ -85,14 +84,14 @@ class Evidence:
         """For each epsilon the mean over seeds, and the paper's number where it has a like."""
         cells = []
         for epsilon in self.epsilons:
-            cell, theirs = self.cell(defense, epsilon), self.published(defense, epsilon)
+            cell = self.cell(defense, epsilon)
             count = f" ({len(cell)})" if len(cell) < len(self.table.seeds) else ""
             constant = f", trivial {self.of(self.trivial(defense, epsilon))}" if cell["trivial"].any() else ""
             cells.append(
                 pair(cell["clean"].mean(), cell["robust"].mean()) + count + constant if len(cell) else SHORT_OF
             )
             if self.paper:
-                cells.append(pair(**theirs, digits=2) if theirs else SHORT_OF)
+                cells.append(self.theirs(defense, epsilon))
         return [f"{text} " for text in cells]
 
     def published(self, defense: str, epsilon: str) -> dict | None:
@@ -105,6 +104,11 @@ class Evidence:
         return {a: number["published"] for a, number in found.items()} | {
             "trivial": found["clean"]["published_trivial"]
         }
+
+    def theirs(self, defense: str, epsilon: str) -> str:
+        """The paper's number of a cell, as a table has it."""
+        found = self.published(defense, epsilon)
+        return pair(**found, digits=2) if found else SHORT_OF
 
     def rank(self, epsilon: str, accuracy: str = "robust") -> tuple[float, int]:
         """Spearman's correlation of our column with the paper's over the defenses that both have, and their number."""
@@ -171,6 +175,22 @@ class Evidence:
         rows = compared[(compared["first"] == first) & (compared["accuracy"] == accuracy)]
         sure = rows[rows["p_holm"] < LEVEL]["difference"]
         return f"better in {(sure > 0).sum()}, worse in {(sure < 0).sum()}, neither in {len(rows) - len(sure)}"
+
+    def outcomes(self, compared: pd.DataFrame, second: str, *epsilons: str, accuracy: str = "robust") -> set[str]:
+        """Whether P-SAT and H-SAT are significantly better or worse than another: all answers that there are."""
+        rows = compared[
+            compared["first"].isin(["psat", "hsat"])
+            & (compared["second"] == second)
+            & compared["epsilon"].isin(epsilons)
+            & (compared["accuracy"] == accuracy)
+        ]
+        words = np.where(rows["p_holm"] >= LEVEL, "neither", np.where(rows["difference"] > 0, "better", "worse"))
+        return set(words.tolist())
+
+    def flagged(self, epsilon: str) -> str:
+        """Runs of SAT on which AutoAttack's Square finds too much, and all."""
+        cells = pd.concat([self.cell(name, epsilon) for name in ("psat", "hsat")])
+        return f"{cells['flags'].fillna('').str.contains('square').sum()} of {len(cells)}"
 
     def losses(self, defense: str, epsilon: str) -> pd.DataFrame:
         """Training loss, a row an epoch, a column a seed."""

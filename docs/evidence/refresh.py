@@ -212,7 +212,13 @@ def rendered(template: str, tables: dict[str, Evidence]) -> str:
     environment = Environment(  # Markdown, of numbers of our own
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {"f1": lambda x: f"{x:.1f}", "f2": lambda x: f"{x:.2f}", "signed": signed, "p": p_value}
+    environment.filters |= {
+        "f1": lambda x: f"{x:.1f}",
+        "f2": lambda x: f"{x:.2f}",
+        "f3": lambda x: f"{x:.3f}",
+        "signed": signed,
+        "p": p_value,
+    }
     tools = {"require": require, "middle": middle, "pair": pair}
     return environment.get_template(template).render(**tools, **tables)
 

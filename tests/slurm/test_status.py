@@ -28,4 +28,4 @@ def test_queued_runs_are_said_to_be_with_their_job(cluster, project, tiny_study,
     finally:
         snakemake.send_signal(signal.SIGINT)
         cluster("scontrol", "update", "partition=main", "state=up")
-        snakemake.wait(60)
+        snakemake.wait(300)  # for as long as the plugin sleeps between two looks at the queue
