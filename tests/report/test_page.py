@@ -10,6 +10,7 @@ import torch
 
 from sat_core.__main__ import main
 from sat_core.report.page import write_page, write_report
+from sat_core.report.page.data import outline
 from sat_core.report.page.entries import describe
 from sat_core.report.status import last_words
 from sat_core.runs import folder, heartbeat
@@ -65,6 +66,12 @@ def test_it_needs_nothing_but_itself_and_can_be_read_aloud(page):
     images = re.findall("<img [^>]+>", page)
     assert len(images) == 11
     assert all(re.search('alt="[^"]{40,}"', image) for image in images)
+
+
+def test_what_others_have_published_reaches_the_page(write_study):
+    table = {"dataset": "mnist", "models": ["cnn"], "defenses": ["standard", "madry", "psat"], "epsilons": [0.1, 0.3]}
+    found = outline(Study(write_study({"tables": {"mnist": table}})), "mnist")["published"]
+    assert found == [["madry", 1, 98.07, 85.47, "paper"], ["psat", 1, 99.16, 92.0, "paper"]]
 
 
 def test_tables_and_figures_are_saved_from_the_page_as_they_are(study, page):

@@ -148,6 +148,17 @@ def test_charts_show_every_run_there_is_and_follow_the_filter(opened, study):
     until(lambda: opened.execute_script(points, plane) == judged)
 
 
+def test_what_others_have_published_is_hollow_in_the_plane_whatever_the_filter_says(opened):
+    plane = drawn(opened, "[data-chart=plane]")
+    opened.execute_script("study.tables.digits.published = [['psat', 0, 99.16, 92, 'paper']]")
+    find(opened, "#filter summary")[0].click()
+    find(opened, "#filter [value=standard]")[0].click()
+    found = "return arguments[0].data.filter((trace) => trace.name === 'published')"
+    (trace,) = until(lambda: opened.execute_script(found, plane))
+    assert (trace["x"], trace["y"], trace["marker"]["symbol"][-5:]) == ([99.16], [92], "-open")
+    find(opened, "#filter button")[0].click()
+
+
 def test_a_chart_can_be_zoomed_and_walked_through_and_uploads_nothing(opened):
     from selenium.webdriver.common.keys import Keys
 

@@ -1,4 +1,5 @@
 // Charts of a table: the clean/robust plane, and the training of all of its runs.
+const RED = "#C00000"; // of trivial runs, as in the figures
 const describe = (run) => {
   const { clean, robust, state } = study.runs[run];
   return `${run}<br>${clean === null ? "not judged" : `clean ${clean} %, robust ${robust} %`}<br>${state}`;
@@ -51,12 +52,27 @@ function plane(table) {
       marker: {
         color: ink(shade),
         size: 9,
-        line: { color: ink(shade), width: 1.5 },
-        symbol: runs.map((run) => symbol + (study.runs[run].trivial ? "-open" : "")),
+        line: { color: runs.map((run) => (study.runs[run].trivial ? RED : ink(shade))), width: 2 },
+        symbol,
       },
     };
   });
-  return { data, layout };
+  return { data: [...data, ...published(table)], layout };
+}
+
+/** Hollow, what others have published of a table's cells; one place in the legend for all. */
+function published(table) {
+  return table.published.map(([defense, i, clean, robust, by], n) => ({
+    ...axes(i),
+    name: "published",
+    legendgroup: "published",
+    showlegend: n === 0,
+    mode: "markers",
+    x: [clean],
+    y: [robust],
+    hovertemplate: `${defense}, ${by}<br>clean ${clean} %, robust ${robust} %<extra></extra>`,
+    marker: { color: ink(table.looks[defense][0]), size: 12, symbol: `${table.looks[defense][1]}-open` },
+  }));
 }
 
 const histories = {};
@@ -126,7 +142,7 @@ for (const place of document.querySelectorAll("[data-chart=plane]")) {
   walkable(place);
   place.addEventListener(
     "drawn",
-    () => place.on("plotly_click", ({ points: [point] }) => openRun(point.data.runs[point.pointNumber])),
+    () => place.on("plotly_click", ({ points: [point] }) => point.data.runs && openRun(point.data.runs[point.pointNumber])),
     { once: true },
   );
 }

@@ -13,6 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from sat_core.fields import parse
+from sat_core.report.figures.accuracy import known
 from sat_core.report.figures.landscape import PLANES
 from sat_core.report.figures.style import appearance, blocks, heading
 from sat_core.report.figures.training import DYNAMICS
@@ -57,11 +58,16 @@ def outline(study: Study, name: str) -> Json:
     """The runs of a table, what is drawn in panels of its own, and the looks of its defenses."""
     table = study.file.tables[name]
     looks = appearance(study, table)
+    places = [(model, epsilon.text) for model, epsilon in blocks(table)]
     return {
         "runs": [id.path for id in table.run_ids],
         "landscapes": [id.path for id in table.landscape_ids],
         "blocks": [[model, e.text, plain(heading(table, model, e))] for model, e in blocks(table)],
         "looks": {defense: [colour, SYMBOLS[marker]] for defense, (colour, marker) in looks.items()},
+        "published": [
+            [row.defense, places.index((row.model, row.epsilon)), row.clean, row.robust, row.origin]
+            for row in known(table).itertuples()
+        ],
     }
 
 
