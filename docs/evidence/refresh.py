@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from claims import CODES, FILES, HERE, RUN, Evidence, middle, p_value, pair, read, settings_of
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -78,14 +79,14 @@ def collect(study: Study, name: str) -> None:
         "verdicts": pd.DataFrame([letters(run) for run in judged.values()], columns=[*RUN, "letters"]),
     }
     has_old = (here / f"{name}-runs.csv").exists()
+    if not judged and not has_old:
+        sys.exit(f"error: nothing of {study.path} is finished: snakemake --configfile {study.path} first")
     old = {kind: read(here, name, kind) if has_old else new[kind].iloc[:0] for kind in FILES}
     settings = dict(zip(keys(old["runs"]), old["runs"].get("settings", []), strict=True))
     kept = {key for key, made in settings.items() if key in known and made == settings_of(study, known[key])}
     for kind in FILES:
-        parts = [old[kind][of(old[kind], kept - judged.keys())], new[kind][of(new[kind], judged.keys())]]
+        parts = [of(old[kind], kept - judged.keys()), of(new[kind], judged.keys())]
         frame = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
-        if not len(frame) and kind == "runs":
-            sys.exit(f"error: nothing of {study.path} is finished: snakemake --configfile {study.path} first")
         place = pd.Series(keys(frame)).map({key: i for i, key in enumerate(known)})
         with atomic(here / f"{name}-{kind}.csv") as file:
             frame.iloc[place.argsort(kind="stable")].to_csv(file, index=False, float_format="%.6g")
@@ -99,9 +100,9 @@ def keys(rows: pd.DataFrame) -> list[tuple[str, str, int]]:
     return list(rows[RUN].itertuples(index=False, name=None))
 
 
-def of(rows: pd.DataFrame, runs: Collection[tuple[str, str, int]]) -> list[bool]:
-    """Whether each row is of one of these runs."""
-    return [key in runs for key in keys(rows)]
+def of(rows: pd.DataFrame, runs: Collection[tuple[str, str, int]]) -> pd.DataFrame:
+    """The rows of these runs."""
+    return rows[np.array([key in runs for key in keys(rows)], dtype=bool)]
 
 
 def provenance(study: Study, table: Table, judged: Iterable[Run]) -> pd.DataFrame:
