@@ -176,16 +176,11 @@ class Evidence:
         sure = rows[rows["p_holm"] < LEVEL]["difference"]
         return f"better in {(sure > 0).sum()}, worse in {(sure < 0).sum()}, neither in {len(rows) - len(sure)}"
 
-    def outcomes(self, compared: pd.DataFrame, second: str, *epsilons: str, accuracy: str = "robust") -> set[str]:
-        """Whether P-SAT and H-SAT are significantly better or worse than another: all answers that there are."""
-        rows = compared[
-            compared["first"].isin(["psat", "hsat"])
-            & (compared["second"] == second)
-            & compared["epsilon"].isin(epsilons)
-            & (compared["accuracy"] == accuracy)
-        ]
-        words = np.where(rows["p_holm"] >= LEVEL, "neither", np.where(rows["difference"] > 0, "better", "worse"))
-        return set(words.tolist())
+    def ahead(self, defense: str, base: str, *epsilons: str) -> tuple[int, int]:
+        """Pairs of the same seed in which a defense has the higher robust accuracy, and all pairs."""
+        runs = self.runs[self.runs["epsilon"].isin(epsilons)]
+        wide = runs.pivot_table("robust", ["epsilon", "seed"], "defense")[[defense, base]].dropna()
+        return int((wide[defense] > wide[base]).sum()), len(wide)
 
     def flagged(self, epsilon: str) -> str:
         """Runs of SAT on which AutoAttack's Square finds too much, and all."""
