@@ -300,6 +300,11 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.2g}"
 
 
+def median(ratios: list[float]) -> float:
+    """Of their logarithms, taken back."""
+    return math.exp(np.median(np.log(ratios)))
+
+
 def middle(ratios: list[float]) -> str:
     """The median of ratios and how many are below 1, with the two-sided p of a sign test."""
     below = sum(ratio < 1 for ratio in ratios)

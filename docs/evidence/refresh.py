@@ -17,7 +17,7 @@ from typing import NoReturn
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from claims import CODES, FILES, HERE, RUN, Evidence, middle, p_value, pair, read, settings_of
+from claims import CODES, FILES, HERE, RUN, Evidence, median, middle, p_value, pair, read, settings_of
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
@@ -220,7 +220,7 @@ def rendered(template: str, tables: dict[str, Evidence]) -> str:
         "signed": signed,
         "p": p_value,
     }
-    tools = {"require": require, "middle": middle, "pair": pair}
+    tools = {"require": require, "middle": middle, "median": median, "pair": pair}
     return environment.get_template(template).render(**tools, **tables)
 
 
