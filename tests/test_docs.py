@@ -69,7 +69,7 @@ def test_the_studies_on_a_page_are_valid(page, write_study):
 
 
 def evidence_says(root: Path) -> str:
-    """What `refresh.py --check` complains of; "" if every sentence of the evidence is what its csv files give."""
+    """What `refresh.py --check` complains of; "" if the pages are what its csv files give."""
     command = [sys.executable, "docs/evidence/refresh.py", "--check"]
     found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert (found.returncode == 0) == (found.stderr == ""), found.stderr

@@ -5,11 +5,11 @@ Reads nothing but the files beside it and what others have published, so that it
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
 from fractions import Fraction
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,10 @@ from scipy import stats
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from sat_core.report.comparisons import LEVEL, block, holm, signed  # noqa: E402
+from sat_core.report.comparisons import LEVEL, difference, holm, signed  # noqa: E402
 from sat_core.report.numbers import published  # noqa: E402
-from sat_core.study import Study  # noqa: E402
+from sat_core.study import Run, RunId, Study  # noqa: E402
+from sat_core.study.fingerprint import default, made_of  # noqa: E402
 
 RUN = ["defense", "epsilon", "seed"]
 CODES = {"clean": "w", "apgd-ce": "c", "apgd-t": "t", "fab-t": "f", "square": "s", "": "."}
@@ -33,11 +34,11 @@ SHORT_OF = "–"
 class Evidence:
     """The results of one table, from its csv files; ``paper``: dataset and model under which others published it."""
 
-    def __init__(self, study: str, table: str, paper: tuple[str, str] | None = None):
-        self.study, self.name, self.paper = Study(str(HERE.parents[1] / f"config/{study}.yaml")), table, paper
-        self.table = self.study.file.tables[table]
+    def __init__(self, study: Study, table: str, paper: tuple[str, str] | None = None):
+        self.study, self.name, self.paper = study, table, paper
+        self.table = study.file.tables[table]
         for kind in FILES:
-            setattr(self, kind, read(HERE / study, table, kind))
+            setattr(self, kind, read(HERE / study.name, table, kind))
         self.epsilons = [epsilon.text for epsilon in self.table.epsilons]
 
     def cell(self, defense: str, epsilon: str) -> pd.DataFrame:
@@ -119,37 +120,23 @@ class Evidence:
         ]
         return float(stats.spearmanr(*zip(*both, strict=True)).statistic), len(both)
 
-    @cached_property
-    def differences(self) -> pd.DataFrame:
-        """Every pair of defenses: mean difference on the same images and seeds, interval, p; Holm's within a block."""
-        right = {
-            tuple(run): pd.Series(list(letters)) for *run, letters in self.verdicts.itertuples(index=False, name=None)
-        }
-        rows = []
-        for epsilon in self.epsilons:
-            for accuracy, wrong in (("robust", set("wctfs")), ("clean", {"w"})):
-                answers = {
-                    (defense, seed): ~found.isin(wrong) for (defense, at, seed), found in right.items() if at == epsilon
-                }
-                rows += [{"epsilon": epsilon, "accuracy": accuracy} | row for row in block(answers, self.table)]
-        return pd.DataFrame(rows)
+    def right(self, defense: str, epsilon: str, accuracy: str) -> pd.DataFrame:
+        """Whether each test image is answered rightly, clean or under every attack: a row an image, a column a seed."""
+        rows = self.verdicts[(self.verdicts["defense"] == defense) & (self.verdicts["epsilon"] == epsilon)]
+        wrong = [CODES["clean"]] if accuracy == "clean" else [code for by, code in CODES.items() if by]
+        return pd.DataFrame({row.seed: ~pd.Series(list(row.letters)).isin(wrong) for row in rows.itertuples()})
 
     def against(self, defense: str, base: str, epsilon: str, accuracy: str = "robust") -> dict[str, float]:
-        """``defense`` minus ``base`` in points: difference, low, high, p, seeds; raises KeyError if they share none."""
-        found = self.differences
-        found = found[(found["epsilon"] == epsilon) & (found["accuracy"] == accuracy)]
-        for first, second, sign in ((defense, base, 1), (base, defense, -1)):
-            row = found[(found["row"] == first) & (found["column"] == second)]
-            if len(row):
-                (row,) = row.to_dict("records")
-                low, high = sorted((sign * row["low"], sign * row["high"]))
-                return row | {"difference": sign * row["difference"], "low": low, "high": high}
-        raise KeyError(f"{defense} and {base} share no seed at {epsilon}")
+        """``defense`` minus ``base`` in points, on the seeds of both: difference, low, high, p, images, seeds."""
+        ours, theirs = (self.right(name, epsilon, accuracy).astype(float) for name in (defense, base))
+        shared = ours.columns.intersection(theirs.columns)
+        return difference((ours[shared] - theirs[shared]).to_numpy())
 
     def compared(self, pairs: list[tuple[str, str]]) -> pd.DataFrame:
         """A row a pair, epsilon and accuracy: as :meth:`against`, and ``p_holm``, corrected for all of these rows."""
         rows = [
-            {"first": first, "second": second, **self.against(first, second, epsilon, accuracy)}
+            {"epsilon": epsilon, "first": first, "second": second, "accuracy": accuracy}
+            | self.against(first, second, epsilon, accuracy)
             for epsilon in self.epsilons
             for first, second in pairs
             for accuracy in ("robust", "clean")
@@ -166,7 +153,7 @@ class Evidence:
             for one in found.itertuples():
                 text = f"{signed(one.difference)} [{signed(one.low)}, {signed(one.high)}]"
                 row[one.accuracy] = f"**{text}**" if one.p_holm < LEVEL else text
-                row[f"p, {one.accuracy}"] = p_value(one.p_holm).removeprefix("= ")
+                row[f"p, {one.accuracy}"] = p_value(one.p_holm)
             rows.append(row | {"seeds": one.seeds})
         return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
@@ -237,9 +224,9 @@ class Evidence:
                         found.append(float(np.exp((first - second).mean())))
         return found
 
-    def grows(self, defense: str, measure: str = "lambda_max") -> dict[str, float] | None:
-        """Spearman's correlation of a measure with epsilon, p and n, without trivial runs; None with one epsilon."""
-        cells = {epsilon: self.selected(defense, epsilon)[measure] for epsilon in self.epsilons}
+    def grows(self, defense: str) -> dict[str, float] | None:
+        """Spearman's correlation of lambda_max with epsilon, p and n, without trivial runs; None with one epsilon."""
+        cells = {epsilon: self.selected(defense, epsilon)["lambda_max"] for epsilon in self.epsilons}
         radius = [float(Fraction(epsilon)) for epsilon, values in cells.items() for _ in values]
         if len(set(radius)) < 2:
             return None
@@ -270,19 +257,6 @@ class Evidence:
         """Training and AutoAttack of all runs, one after the other."""
         return float(self.runs[["train_seconds", "attack_seconds"]].sum().sum() / 3600)
 
-    def attacks(self, defense: str, epsilon: str) -> list[float]:
-        """Accuracy in % unattacked and after each attack of AutoAttack, mean over seeds."""
-        return [self.mean(defense, epsilon, name) for name in ("clean", "apgd-ce", "apgd-t", "fab-t", "robust")]
-
-    def first_epoch_below(self, defense: str, epsilon: str, loss: float) -> list[int | None]:
-        """For each seed the first epoch, from 1, whose training loss is below ``loss``; None if there is none."""
-        rows = self.history[(self.history["defense"] == defense) & (self.history["epsilon"] == epsilon)]
-        found = []
-        for _, run in rows.groupby("seed", sort=True):
-            below = run[run["loss"] < loss]["epoch"]
-            found.append(int(below.iloc[0]) + 1 if len(below) else None)
-        return found
-
 
 def read(folder: Path, table: str, kind: str) -> pd.DataFrame:
     """One of a table's csv files; epsilon stays the text that it is."""
@@ -295,9 +269,10 @@ def pair(clean: float, robust: float, trivial: bool = False, digits: int = 1) ->
     return f"{clean:.{digits}f} / {robust:.{digits}f}{' (t)' if trivial else ''}"
 
 
-def p_value(p: float) -> str:
-    """p to two digits, or that it is small, with its sign of relation."""
-    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
+def p_value(p: float, name: str = "") -> str:
+    """p to two digits, or that it is small; with its ``name`` as a relation."""
+    text = "< 0.001" if p < 0.001 else f"{p:.2g}"
+    return text if not name else f"{name} {text}" if p < 0.001 else f"{name} = {text}"
 
 
 def median(ratios: list[float]) -> float:
@@ -305,19 +280,25 @@ def median(ratios: list[float]) -> float:
     return math.exp(np.median(np.log(ratios)))
 
 
+def sign_test(ratios: list[float]) -> float:
+    """Two-sided p of as many ratios below 1 as there are."""
+    return float(stats.binomtest(sum(ratio < 1 for ratio in ratios), len(ratios)).pvalue)
+
+
 def middle(ratios: list[float]) -> str:
-    """The median of ratios and how many are below 1, with the two-sided p of a sign test."""
+    """The median of ratios and how many are below 1, with the p of a sign test."""
     below = sum(ratio < 1 for ratio in ratios)
-    p = stats.binomtest(below, len(ratios)).pvalue
-    return f"{math.exp(np.median(np.log(ratios))):.2f} (below 1 in {below} of {len(ratios)}, sign test p {p_value(p)})"
+    p = p_value(sign_test(ratios), "sign test p")
+    return f"{median(ratios):.2f} (below 1 in {below} of {len(ratios)}, {p})"
 
 
-def settings_of(study: Study, id) -> str:
+def key(run: Run | RunId) -> tuple[str, str, int]:
+    """What RUN's columns say of a run."""
+    return run.defense, run.epsilon.text, run.seed
+
+
+def settings_of(study: Study, id: RunId) -> str:
     """What a run's numbers are made of but code, as a short checksum: settings that differ from their defaults."""
-    import hashlib
-
-    from sat_core.study.fingerprint import default, made_of
-
     run = study.run(id)
     settings = made_of(run, "train")["settings"] | made_of(run, "evaluate")["settings"]
     own = {name: value for name, value in settings.items() if value != default(run, name)}

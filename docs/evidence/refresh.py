@@ -12,18 +12,16 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from claims import CODES, FILES, HERE, RUN, Evidence, median, middle, p_value, pair, read, settings_of
+from claims import CODES, FILES, HERE, RUN, Evidence, key, median, middle, p_value, read, settings_of, sign_test
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from docs.pictures import shrink
 from sat_core.errors import ConfigError
-from sat_core.report.comparisons import signed
 from sat_core.report.figures.curvature import MEASURES, measured
 from sat_core.report.figures.style import STYLE, appearance, draw_points, legend
 from sat_core.report.numbers import costs, evaluated, histories
@@ -46,13 +44,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is not what the csv give")
     check = parser.parse_args().check
+    studies = {title: Study(f"config/{study}.yaml") for title, (study, _, _) in TABLES.items()}
     if not check:
-        for study, table, paper in TABLES.values():
-            collect(Study(f"config/{study}.yaml"), table)
-            evidence = Evidence(study, table, paper)
-            plane(evidence, HERE / study / f"{table}-plane.png")
-            ways(evidence, HERE / study / f"{table}-ways.png")
-    tables = {title: Evidence(*where) for title, where in TABLES.items()}
+        for title, (_, table, _) in TABLES.items():
+            collect(studies[title], table)
+    tables = {title: Evidence(studies[title], table, paper) for title, (_, table, paper) in TABLES.items()}
+    if not check:
+        for evidence in tables.values():
+            plane(evidence, HERE / evidence.study.name / f"{evidence.name}-plane.png")
+            ways(evidence, HERE / evidence.study.name / f"{evidence.name}-ways.png")
     if others := [f"{e.name}: {run}" for e in tables.values() for run in of_other_settings(e)]:
         sys.exit(f"error: of other settings than the study has now: {', '.join(others)}")
     for template, page in PAGES.items():
@@ -70,24 +70,25 @@ def collect(study: Study, name: str) -> None:
     """A table's csv files, with the runs that `results/` has; and the pictures that the pipeline drew."""
     table, here = study.file.tables[name], HERE / study.name
     here.mkdir(exist_ok=True)
-    known = {(id.defense, id.epsilon.text, id.seed): id for id in table.run_ids}
-    judged = {key: study.run(id) for key, id in known.items() if evaluated(study.run(id)) is not None}
+    known = {key(id): id for id in table.run_ids}
+    judged = {one: row for one, id in known.items() if (row := evaluated(study.run(id))) is not None}
+    runs = {one: study.run(known[one]) for one in judged}
     new = {
-        "runs": provenance(study, table, judged.values()),
+        "runs": provenance(study, table, runs, judged),
         "history": histories(study, table).drop(columns=["seconds", "model"], errors="ignore"),
         "curvature": measured(study, table).drop(columns="model"),
-        "verdicts": pd.DataFrame([letters(run) for run in judged.values()], columns=[*RUN, "letters"]),
+        "verdicts": pd.DataFrame([[*one, letters(run)] for one, run in runs.items()], columns=[*RUN, "letters"]),
     }
     has_old = (here / f"{name}-runs.csv").exists()
     if not judged and not has_old:
         sys.exit(f"error: nothing of {study.path} is finished: snakemake --configfile {study.path} first")
     old = {kind: read(here, name, kind) if has_old else new[kind].iloc[:0] for kind in FILES}
-    settings = dict(zip(keys(old["runs"]), old["runs"].get("settings", []), strict=True))
-    kept = {key for key, made in settings.items() if key in known and made == settings_of(study, known[key])}
+    settings = zip(keys(old["runs"]), old["runs"].get("settings", []), strict=True)
+    kept = {one for one, made in settings if one in known and made == settings_of(study, known[one])}
     for kind in FILES:
         parts = [of(old[kind], kept - judged.keys()), of(new[kind], judged.keys())]
         frame = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
-        place = pd.Series(keys(frame)).map({key: i for i, key in enumerate(known)})
+        place = pd.Series(keys(frame)).map({one: i for i, one in enumerate(known)})
         with atomic(here / f"{name}-{kind}.csv") as file:
             frame.iloc[place.argsort(kind="stable")].to_csv(file, index=False, float_format="%.6g")
     for kind in PICTURES:
@@ -102,23 +103,22 @@ def keys(rows: pd.DataFrame) -> list[tuple[str, str, int]]:
 
 def of(rows: pd.DataFrame, runs: Collection[tuple[str, str, int]]) -> pd.DataFrame:
     """The rows of these runs."""
-    return rows[np.array([key in runs for key in keys(rows)], dtype=bool)]
+    return rows[np.array([one in runs for one in keys(rows)], dtype=bool)]
 
 
-def provenance(study: Study, table: Table, judged: Iterable[Run]) -> pd.DataFrame:
-    """One row a run: what it was made with, what it cost, what it gave."""
+def provenance(study: Study, table: Table, runs: dict, judged: dict) -> pd.DataFrame:
+    """One row a run: what it was made with, what it cost, what it gave; ``runs`` and their results by RUN."""
     rows = []
     cost = costs(study, table).set_index(RUN)
-    for run in judged:
-        record, found = folder.trained_record(run), evaluated(run)
+    for one, run in runs.items():
+        record, found = folder.trained_record(run), judged[one]
         software = record["environment"]
-        key = (run.defense, run.epsilon.text, run.seed)
         rows.append(
             {
-                **dict(zip(RUN, key, strict=True)),
+                **dict(zip(RUN, one, strict=True)),
                 **{name: found[name] for name in ("clean", "apgd-ce", "apgd-t", "fab-t", "robust")},
                 **{name: found[name] for name in ("n", "trivial", "flags")},
-                **{name: cost.loc[key, name] for name in ("steps", "epoch_seconds", "memory")},
+                **{name: cost.loc[one, name] for name in ("steps", "epoch_seconds", "memory")},
                 "train_seconds": record["seconds"],
                 "attack_seconds": sum(found[name] for name in found if name.startswith("seconds_")),
                 "selected_epoch": record["best_epoch"],
@@ -136,15 +136,15 @@ def provenance(study: Study, table: Table, judged: Iterable[Run]) -> pd.DataFram
     return pd.DataFrame(rows, columns=None if rows else RUN)
 
 
-def letters(run: Run) -> list[object]:
-    """A run's address, and a letter a test image, in the images' order."""
+def letters(run: Run) -> str:
+    """A letter a test image, in the images' order."""
     _, images = folder.judged(run)
-    return [run.defense, run.epsilon.text, run.seed, "".join(images.sort_values("index")["broken_by"].map(CODES))]
+    return "".join(images.sort_values("index")["broken_by"].map(CODES))
 
 
 def of_other_settings(evidence: Evidence) -> Iterator[str]:
     """Runs in the csv whose settings the study has no more."""
-    known = {(id.defense, id.epsilon.text, id.seed): id for id in evidence.table.run_ids}
+    known = {key(id): id for id in evidence.table.run_ids}
     for run, settings in evidence.runs.set_index(RUN)["settings"].items():
         if run not in known or settings_of(evidence.study, known[run]) != settings:
             yield "/".join(map(str, run))
@@ -209,7 +209,7 @@ def finish(figure: Figure, axes: Iterable[plt.Axes], target: Path) -> None:
 
 
 def rendered(template: str, tables: dict[str, Evidence]) -> str:
-    """A page: every number from the csv files; a sentence whose condition does not hold is an error."""
+    """A page, filled in from the csv files; a verdict whose condition does not hold is an error."""
     environment = Environment(  # Markdown, of numbers of our own
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
@@ -217,20 +217,17 @@ def rendered(template: str, tables: dict[str, Evidence]) -> str:
         "f1": lambda x: f"{x:.1f}",
         "f2": lambda x: f"{x:.2f}",
         "f3": lambda x: f"{x:.3f}",
-        "signed": signed,
         "p": p_value,
     }
-    tools = {"require": require, "middle": middle, "median": median, "pair": pair}
+    tools = {"require": require, "middle": middle, "median": median, "sign_test": sign_test}
     return environment.get_template(template).render(**tools, **tables)
 
 
 def require(holds: bool, sentence: str) -> str:
     """Nothing, if the csv files bear a sentence out; else the script ends."""
-    return "" if holds else stop(f"error: the csv files do not bear out: {sentence}")
-
-
-def stop(message: str) -> NoReturn:
-    sys.exit(message)
+    if not holds:
+        sys.exit(f"error: the csv files do not bear out: {sentence}")
+    return ""
 
 
 if __name__ == "__main__":

@@ -163,9 +163,8 @@ def last_words(study: Study, run: Run, stage: str) -> tuple[str, float]:
     newest = max(found, key=lambda path: path.stat().st_mtime_ns)
     with newest.open("rb") as file:
         file.seek(max(newest.stat().st_size - 4000, 0))
-        lines = file.read().decode(errors="replace").split("\n")
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1] if said else "", newest.stat().st_mtime
+        lines = re.split(r"[\r\n]+", file.read().decode(errors="replace").rstrip())
+    return lines[-1], newest.stat().st_mtime
 
 
 def expected(states: list[State]) -> list[State]:

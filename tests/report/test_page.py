@@ -191,7 +191,11 @@ def test_the_log_of_another_seed_says_nothing(study):
     folder = study.folder / "logs/train/digits/cnn/psat/eps0.3"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "seed10.log").write_text("of another seed")
-    assert last_words(study, study.run("digits/cnn/psat/eps0.3/seed1"), "train") == ("", 0.0)
+    run = study.run("digits/cnn/psat/eps0.3/seed1")
+    assert last_words(study, run, "train") == ("", 0.0)
+    (folder / "seed1.log").write_bytes(b"epoch 1\r epoch 2\rerror: it failed\r\n\n")
+    assert last_words(study, run, "train")[0] == "error: it failed"
+    (folder / "seed1.log").unlink()
 
 
 def test_a_damaged_result_is_told_and_the_rest_is_shown(study, page):

@@ -129,7 +129,7 @@ def missing(study: Study, stage: str, run: Run) -> Problem:
     if stage == "train" and len(history := unfinished(run)):
         state = "running" if is_at_work(run) else "unfinished"
         return Problem(stage, state, f"{len(history)} of {run.training.epochs} epochs are done.")
-    if not (said := last_words(study, run, stage)[0]):
+    if not (said := last_words(study, run, stage)[0].strip()):
         return Problem(stage, "not done", "not done yet.")
     return Problem(stage, "failed" if "error" in said.lower() else "not done", f"no result; its log ends with “{said}”")
 
