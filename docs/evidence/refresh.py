@@ -10,20 +10,19 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from claims import CODES, FILES, HERE, RUN, Evidence, key, median, middle, p_value, read, settings_of, sign_test
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from docs.pictures import shrink
 from sat_core.errors import ConfigError
-from sat_core.report.figures.curvature import MEASURES, measured
-from sat_core.report.figures.style import STYLE, appearance, draw_points, legend
+from sat_core.report.figures.accuracy import OURS, PLANE, plane
+from sat_core.report.figures.curvature import measured, ways
+from sat_core.report.figures.style import rc
 from sat_core.report.numbers import costs, evaluated, histories
 from sat_core.runs import folder
 from sat_core.runs.files import atomic
@@ -51,8 +50,7 @@ def main() -> None:
     tables = {title: Evidence(studies[title], table, paper) for title, (_, table, paper) in TABLES.items()}
     if not check:
         for evidence in tables.values():
-            plane(evidence, HERE / evidence.study.name / f"{evidence.name}-plane.png")
-            ways(evidence, HERE / evidence.study.name / f"{evidence.name}-ways.png")
+            draw(evidence)
     if others := [f"{e.name}: {run}" for e in tables.values() for run in of_other_settings(e)]:
         sys.exit(f"error: of other settings than the study has now: {', '.join(others)}")
     for template, page in PAGES.items():
@@ -150,62 +148,26 @@ def of_other_settings(evidence: Evidence) -> Iterator[str]:
             yield "/".join(map(str, run))
 
 
-def plane(evidence: Evidence, target: Path) -> None:
-    """Clean against AutoAttack accuracy, a marker a run; the paper's points hollow on the same plane."""
-    looks = appearance(evidence.study, evidence.table)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(evidence.epsilons), figsize=(3.1 * len(evidence.epsilons), 3.6), sharey=True)
-        for axis, epsilon in zip(axes, evidence.epsilons, strict=True):
-            axis.set(title=f"$\\epsilon$ = {epsilon}", xlabel="clean accuracy (%)")
-            for defense, (colour, marker) in looks.items():
-                if not len(cell := evidence.cell(defense, epsilon)):
-                    continue
-                label = evidence.study.display(defense)
-                draw_points(axis, cell["clean"], cell["robust"], cell["trivial"], colour, marker, label)
-                if theirs := evidence.published(defense, epsilon):
-                    hollow = {"marker": marker, "s": 48, "facecolors": "none", "edgecolors": colour}
-                    axis.scatter(theirs["clean"], theirs["robust"], **hollow, zorder=4)
-                    axis.plot(
-                        [cell["clean"].mean(), theirs["clean"]],
-                        [cell["robust"].mean(), theirs["robust"]],
-                        color=colour,
-                        lw=0.7,
-                        alpha=0.6,
-                    )
-        axes[0].set_ylabel("AutoAttack accuracy (%)")
-        if evidence.paper:
-            axes[0].scatter([], [], marker="o", s=48, facecolors="none", edgecolors="0.3", label="published")
-        finish(figure, axes, target)
-
-
-def ways(evidence: Evidence, target: Path) -> None:
-    """Each run's way through its training: curvature against robust accuracy on the images of the measurement."""
-    looks, rows = appearance(evidence.study, evidence.table), evidence.curvature
-    with plt.rc_context(STYLE):
-        across = len(evidence.epsilons)
-        figure, grid = plt.subplots(2, across, figsize=(3.1 * across, 5.4), sharex=True, sharey="row")
-        for row, measure in zip(grid, ("lambda_max", "relative_flatness"), strict=True):
-            row[0].set(ylabel=MEASURES[measure], yscale="log")
-            for axis, epsilon in zip(row, evidence.epsilons, strict=True):
-                for (defense, _), run in rows[rows["epsilon"] == epsilon].groupby(["defense", "seed"], sort=False):
-                    way, end = run[~run["selected"]].sort_values("epoch"), run[run["selected"]]
-                    colour, marker = looks[defense]
-                    axis.plot(way["adversarial"], way[measure], ".-", color=colour, lw=0.8, ms=3, alpha=0.6)
-                    label = evidence.study.display(defense)
-                    draw_points(axis, end["adversarial"], end[measure], end["trivial"], colour, marker, label)
-        for axis, epsilon in zip(grid[0], evidence.epsilons, strict=True):
-            axis.set_title(f"$\\epsilon$ = {epsilon}")
-        for axis in grid[1]:
-            axis.set_xlabel("accuracy on the\nsame adversarial images (%)")
-        finish(figure, grid.flat, target)
-
-
-def finish(figure: Figure, axes: Iterable[plt.Axes], target: Path) -> None:
-    """One legend for all, and the picture as a file."""
-    legend(figure, *axes)
-    figure.savefig(target)
-    plt.close(figure)
-    shrink(target, target, WIDTH)
+def draw(evidence: Evidence) -> None:
+    """Clean against AutoAttack accuracy with the paper's points, and curvature along each training."""
+    study, table, (model,) = evidence.study, evidence.table, evidence.table.networks
+    cells = [(defense, epsilon) for defense in table.defenses for epsilon in evidence.epsilons]
+    theirs = [
+        {"defense": defense, "epsilon": epsilon, "origin": "paper", **found}
+        for defense, epsilon in cells
+        if evidence.seeds(defense, epsilon) and (found := evidence.published(defense, epsilon))
+    ]
+    points = pd.concat([evidence.runs.assign(origin=OURS), pd.DataFrame(theirs)]).assign(model=model)
+    with plt.rc_context(rc(study)):
+        drawings = {
+            "plane": plane(study, table, points[PLANE].reset_index(drop=True)),
+            "ways": ways(study, table, evidence.curvature.assign(model=model)),
+        }
+        for kind, (figure, _) in drawings.items():
+            target = HERE / study.name / f"{evidence.name}-{kind}.png"
+            figure.savefig(target)
+            plt.close(figure)
+            shrink(target, target, WIDTH)
 
 
 def rendered(template: str, tables: dict[str, Evidence]) -> str:

@@ -15,6 +15,8 @@ from sat_core.study.file import Table
 
 OURS = "run"
 """What a row is of that has not been published by others."""
+PLANE = [*ADDRESS, "clean", "robust", "trivial", "origin"]
+"""The columns of what the plane shows."""
 
 
 def tradeoff(study: Study, name: str) -> Drawing:
@@ -23,8 +25,11 @@ def tradeoff(study: Study, name: str) -> Drawing:
     Above, where runs differ too much for one picture, those that are at least half as robust as the best, larger.
     """
     table = study.file.tables[name]
-    ours = results(study, table)[[*ADDRESS, "clean", "robust", "trivial"]].assign(origin=OURS)
-    rows = pd.concat([ours, known(table)])
+    return plane(study, table, pd.concat([results(study, table).assign(origin=OURS), known(table)])[PLANE])
+
+
+def plane(study: Study, table: Table, rows: pd.DataFrame) -> Drawing:
+    """As :func:`tradeoff`, of these rows; ``origin`` is OURS, or who has published a point."""
     groups, looks = blocks(table), appearance(study, table)
     floor = rows.groupby(["model", "epsilon"])["robust"].transform("max") / 2
     near = rows[rows["robust"] >= floor]
@@ -35,7 +40,7 @@ def tradeoff(study: Study, name: str) -> Drawing:
         for axis, picture in zip(axes[:, column], pictures, strict=True):
             axis.margins(0.12)
             axis.xaxis.set_major_locator(MaxNLocator(4))
-            for defense in table.defenses:
+            for defense in (name for name in table.defenses if name in set(rows["defense"])):
                 draw_runs(axis, in_block(picture, *group, defense), *looks[defense], study.display(defense))
             axis.set(xlabel="clean accuracy (%)", ylabel="AutoAttack accuracy (%)" if column in starts else "")
         if len(pictures) > 1 and len(in_block(near, *group)):
@@ -67,4 +72,4 @@ def known(table: Table) -> pd.DataFrame:
                     values = {"clean": clean["published"], "robust": robust["published"]}
                     place = {"model": model, "defense": defense, "epsilon": epsilon.text, "origin": clean["label"]}
                     rows.append(place | values | {"trivial": clean["published_trivial"]})
-    return pd.DataFrame(rows, columns=[*ADDRESS, "clean", "robust", "trivial", "origin"])
+    return pd.DataFrame(rows, columns=PLANE)

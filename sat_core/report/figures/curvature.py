@@ -79,7 +79,11 @@ def curvature_accuracy(study: Study, name: str) -> Drawing:
     Small dots are snapshots, which a line joins; the marker is the selected network.
     """
     table = study.file.tables[name]
-    rows = measured(study, table)
+    return ways(study, table, measured(study, table))
+
+
+def ways(study: Study, table: Table, rows: pd.DataFrame) -> Drawing:
+    """As :func:`curvature_accuracy`, of rows such as :func:`measured` gives."""
     labels, looks, groups = shown(rows), appearance(study, table), blocks(table)
     figure, axes, starts = panels(study, len(labels), len(groups), 2.5 * len(labels) + 0.5, least=1.6)
     for column, group in enumerate(groups):
