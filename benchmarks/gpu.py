@@ -2,12 +2,13 @@
 
     python benchmarks/gpu.py
 
-prints each table as soon as it is measured, and writes all of them to results/bench/gpu.json. Checks come first: input
-gradients and attacks against the processor's, CUDA graphs against the loop, a training against its repetition. Then
-images a second, and the share of the floor (see docs/performance.md), of training steps in each precision, beside the
-loop that most codes write and, where it is installed, torchattacks; then memory; then AutoAttack in strict float32 and
-in TF32, image by image. Images are noise where only time counts, else scikit-learn's digits. What there is no time left
-for is left out and named. ``--device cpu --small`` takes the same way without a GPU, on next to nothing.
+prints each table as soon as it is measured, and adds it to results/bench/gpu.json; a part that fails is named at the
+end, and the others go on. Checks come first: input gradients and attacks against the processor's, CUDA graphs against
+the loop, a training against its repetition. Then images a second, and the share of the floor (see docs/performance.md),
+of training steps in each precision, beside the loop that most codes write and, where it is installed, torchattacks;
+then memory; then AutoAttack in strict float32 and in TF32, image by image. Images are noise where only time counts,
+else scikit-learn's digits. What there is no time left for is left out and named. ``--device cpu --small`` takes the
+same way without a GPU, on next to nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -40,10 +42,13 @@ from sat_core import attacks, autoattack, models
 from sat_core.attacks import PGD, cross_entropy, frozen
 from sat_core.graphs import Graphs, Work, cuda_graph
 from sat_core.hessian import Objective, lambda_max
+from sat_core.runs.files import atomic
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Study
 
 MINUTES = 9.0
+LAST = 100
+"""So many seconds before they are over nothing is begun any more."""
 
 
 @dataclass(frozen=True)
@@ -249,20 +254,28 @@ def main() -> None:
     device = torch.device(given.device)
     content: dict[str, Any] = {"hardware": steps.hardware(), "size": asdict(size)}
     print(content["hardware"], flush=True)
+    until, failed = began + 60 * MINUTES - LAST, []
     for part in PARTS:
         rows: list[dict[str, object]] = []
         with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
-            for row in part(device, size):
-                rows.append(row)
-                if time.monotonic() - began > 60 * MINUTES - 30:
-                    print(f"{part.__name__}: cut short after {len(rows)} rows, {MINUTES:g} minutes are over")
-                    break
-        content[part.__name__] = rows
+            try:
+                for row in part(device, size) if time.monotonic() < until else ():
+                    rows.append(row)
+                    if time.monotonic() > until:
+                        break
+            except Exception as error:  # what the others find is worth having, too
+                traceback.print_exc()
+                failed.append(part.__name__)
+                rows.append({"error": repr(error)})
+        if time.monotonic() > until:
+            print(f"{part.__name__}: cut short after {len(rows)} rows, {MINUTES:g} minutes are nearly over")
+        content |= {part.__name__: rows, "seconds": time.monotonic() - began}
+        with atomic(out) as file:
+            json.dump(content, file, indent=1)
         print(f"\n{part.__doc__}\n\n{pd.DataFrame(rows).to_markdown(index=False, floatfmt='.4g')}", flush=True)
-    content["seconds"] = time.monotonic() - began
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(content, indent=1))
     print(f"\nwritten: {out}, after {content['seconds']:.0f} s")
+    if failed:
+        sys.exit(f"error: failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -138,8 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
                 raise
             if isinstance(error, Interrupted):
                 folder.count_interruption(run)
-            if out_of_memory(error) and re.search("cuda|cudnn|cublas", str(error).lower()):
-                error = Hopeless(out_of_memory(error, options.verb))
+            if out_of_memory(error) and re.search("cuda|cudnn|cublas|engine", str(error).lower()):
+                error = no_room(out_of_memory(error, options.verb))
             if isinstance(error, Hopeless) and options.verb in folder.STAGES:
                 folder.give_up(run, options.verb, error)
             raise error from None
@@ -186,6 +186,15 @@ def out_of_memory(error: Exception, verb: str = "") -> str:
         return ""
     part = {"train": "training", "evaluate": "evaluation"}.get(verb, "curvature")
     return f"out of memory; lower {part}.batch_size"
+
+
+def no_room(said: str) -> ConfigError:
+    """A GPU's memory was too small; that alone is no reason to try again, that others took of it is."""
+    from sat_core.runs.device import shares_gpu
+
+    if shares_gpu():
+        return ConfigError(f"{said}, or resources.runs_per_gpu: others work on this GPU")
+    return Hopeless(said)
 
 
 def _stop(number: int, _: object) -> NoReturn:

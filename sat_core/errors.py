@@ -22,10 +22,12 @@ class Interrupted(Exception):
 def lacks_memory(error: Exception) -> bool:
     """Whether an error says that there was too little memory.
 
-    cuDNN and cuBLAS say so in words of their own where theirs is what there was no room for.
+    cuDNN and cuBLAS say so in words of their own where theirs is what there was no room for; cuDNN, too, where no way
+    that it knows of computing a layer fits.
     """
     said = f"{type(error).__name__} {error}".lower()
-    return bool(re.search("out ?of ?memory|can't allocate memory|alloc_failed|cudnn_status_internal_error", said))
+    words = "out ?of ?memory|can't allocate memory|alloc_failed|cudnn_status_internal_error|unable to find an engine"
+    return bool(re.search(f"{words}|cublas_status_not_initialized", said))
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:

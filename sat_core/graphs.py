@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import fields, is_dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,13 +24,19 @@ KEPT = 4
 """So many graphs are kept, the latest: each holds the memory that its work takes."""
 
 
+@cache
+def side_stream() -> torch.cuda.Stream:
+    """The stream on which graphs are recorded; one, as cuBLAS keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream()
+
+
 def cuda_graph(work: Work) -> Work:
     """Do ``work``, and return what does it again: its CUDA graph. Raises RuntimeError where it waits for the GPU.
 
     That is found out beforehand, as a capture that fails would leave the generator of random numbers unusable. Other
     threads (one that pins memory) may call CUDA meanwhile.
     """
-    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+    here, aside = torch.cuda.current_stream(), side_stream()
     before = torch.cuda.get_sync_debug_mode()
     aside.wait_stream(here)
     torch.cuda.set_sync_debug_mode("error")

@@ -36,7 +36,8 @@ def take_device(run: Run) -> torch.device:
         return torch.device("cpu")
     if torch.cuda.is_available():
         torch.backends.cudnn.deterministic = True
-        torch.cuda.set_device(free_gpu(torch.cuda.device_count()))
+        if not HELD:  # a process stays where it is
+            torch.cuda.set_device(free_gpu(torch.cuda.device_count()))
         try_gpu()
         return torch.device("cuda")
     if os.environ.get("CUDA_VISIBLE_DEVICES") and DRIVER.exists():
@@ -45,6 +46,17 @@ def take_device(run: Run) -> torch.device:
             f"{torch.version.cuda} (nvidia-smi shows both); to go on without a GPU, set resources: {{gpus: 0}}"
         )
     return torch.device("cpu")
+
+
+def shares_gpu() -> bool:
+    """Whether other processes, too, hold memory of the GPU in use, if there is one.
+
+    1 GB beside what torch holds is taken for this process's own: CUDA's context, and what cuDNN and cuBLAS have.
+    """
+    if not torch.cuda.is_available():
+        return False
+    free, total = torch.cuda.mem_get_info()
+    return total - free > torch.cuda.memory_reserved() + 1e9
 
 
 def try_gpu() -> None:

@@ -261,6 +261,7 @@ class Trainer:
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # in another process: else torch warns
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+            models.compute_in(self.precision, cast(models.Normalized, self.average.module))
         self.sums = self.sums.to(self.device)
         self.defense_state = {name: tensor.to(self.device) for name, tensor in self.defense_state.items()}
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from sat_core.__main__ import main
 from sat_core.errors import ConfigError, Hopeless
 from sat_core.runs import folder
-from sat_core.runs.device import free_gpu
+from sat_core.runs.device import free_gpu, take_device
 from sat_core.runs.files import checksum, read_json, write_json
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Study, fingerprint
@@ -149,6 +149,19 @@ def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,9")
     assert free_gpu(2) == 1  # GPU 9 is free, GPU 5 has two already
     assert free_gpu(1) == 0
+
+
+def test_a_process_stays_on_the_gpu_that_it_took(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("sat_core.runs.device.HELD", [])
+    monkeypatch.setattr("sat_core.runs.device.try_gpu", lambda: None)
+    taken = []
+    for name, value in (("is_available", True), ("device_count", 2)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for _ in range(3):
+        take_device(tiny.run(PSAT))
+    assert taken == [0]
 
 
 def test_a_network_that_has_learnt_nothing_is_selected_last(write_study, tiny_study):

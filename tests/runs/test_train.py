@@ -103,6 +103,8 @@ def test_out_of_memory_is_one_sentence(tiny, monkeypatch, capsys):
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
     ],
 )
 def test_a_library_of_the_gpu_without_memory_gets_that_sentence_and_no_second_try(tiny, monkeypatch, capsys, words):
@@ -114,6 +116,20 @@ def test_a_library_of_the_gpu_without_memory_gets_that_sentence_and_no_second_tr
         assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 2
         said = capsys.readouterr().err
         assert "out of memory; lower training.batch_size" in said and again in said
+
+
+def test_a_gpu_that_others_have_filled_is_tried_again(tiny, monkeypatch, capsys):
+    def hungry(self, index, x, y):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Trainer, "step", hungry)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1e9, 80e9))
+    for reserved, said in ((60e9, "runs_per_gpu: others work"), (78.5e9, "batch_size\n"), (60e9, "(found before")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda reserved=reserved: reserved)
+        assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -149,7 +165,7 @@ def test_a_gpu_that_torch_has_no_kernels_for_or_that_fails_is_one_sentence(tiny,
 
 def test_the_precision_of_auto_is_on_record_and_outlives_a_change_of_device(write_study, monkeypatch, caplog):
     caplog.set_level("INFO")
-    overrides = [*TINY["overrides"], {"set": {"training": {"precision": "auto"}}}]
+    overrides = [*TINY["overrides"], {"set": {"training": {"precision": "auto", "average": "ema"}}}]
     run = Study(write_study(TINY | {"overrides": overrides})).run(PSAT)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr("sat_core.runs.trainer.best_precision", lambda device: "bfloat16")
@@ -157,7 +173,11 @@ def test_the_precision_of_auto_is_on_record_and_outlives_a_change_of_device(writ
         train(run)
     assert "emulates" not in caplog.text
     monkeypatch.setattr("sat_core.runs.trainer.best_precision", lambda device: "float32")
+    precisions = []
+    validate = Trainer.validate
+    monkeypatch.setattr(Trainer, "validate", lambda self: precisions.append(self.network.in_bfloat16) or validate(self))
     train(run)
+    assert precisions and all(precisions)  # of the averaged weights, too
     assert "training in bfloat16 on CPU" in caplog.text and "which emulates it" in caplog.text
     record = json.loads((run.folder / "run.json").read_text())
     assert record["precision"] == "bfloat16" and record["made_of"]["settings"]["training.precision"] == "auto"
