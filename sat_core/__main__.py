@@ -155,6 +155,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: {out_of_memory(error, options.verb)}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def asked(options: argparse.Namespace) -> tuple[Study, Run | None]:
@@ -163,7 +168,7 @@ def asked(options: argparse.Namespace) -> tuple[Study, Run | None]:
         study = Study(options.study)
         if options.verb not in ("check", "plan", "status"):
             folder.claim(study)
-        return study, study.run(options.run) if getattr(options, "run", None) else None
+        return study, None if getattr(options, "run", None) is None else study.run(options.run)
     from sat_core.runs.judge import alone
 
     external = {key: getattr(options, key) for key in ("model", "weights", "mean", "std", "prefix")}
@@ -303,7 +308,7 @@ def dispatch(options: argparse.Namespace, study: Study, run: Run | None) -> int:
                 raise ConfigError(f"{study.path}: {unknown('dataset', options.dataset, datasets)}")
             prepare(datasets[options.dataset])
         case "accept":
-            for one in study.runs if run is None else [run]:
+            for one in [one for one in study.runs if folder.record_of(one, "train")] if run is None else [run]:
                 for accepted in folder.accept(one):
                     print(f"{one.id.path}: {accepted}")
         case "report":

@@ -143,7 +143,7 @@ class Evidence:
             if set(self.cell(first, epsilon)["seed"]) & set(self.cell(second, epsilon)["seed"])
         ]
         frame = pd.DataFrame(rows)
-        return frame.assign(p_holm=holm(frame["p"].to_numpy()))
+        return frame.assign(p_holm=holm(frame["p"].to_numpy())) if rows else frame
 
     def shown(self, compared: pd.DataFrame) -> str:
         """A row a pair and epsilon, bold where it is significant."""

@@ -31,7 +31,11 @@ from sat_core.study.file import Table
 
 SECTION = re.compile("(?<=<!-- evidence -->\n).*(?=<!-- end of evidence -->)", re.DOTALL)
 """What of a page is written here, where it is not all of it."""
-TABLES = {"mnist": ("mnist-small", "mnist-small", ("mnist", "cnn")), "digits": ("demo-evidence", "digits", None)}
+TABLES = {
+    "mnist": ("mnist-small", "mnist-small", ("mnist", "cnn")),
+    "smallcnn": ("mnist-small", "mnist-small-trades", ("mnist", "cnn")),
+    "digits": ("demo-evidence", "digits", None),
+}
 """What the page calls a table -> its study, its name there, and where the paper has its like."""
 PAGES = {"README.md.jinja": HERE / "README.md", "section.md.jinja": HERE.parents[1] / "README.md"}
 PICTURES = ("landscape",)
@@ -159,10 +163,9 @@ def draw(evidence: Evidence) -> None:
     ]
     points = pd.concat([evidence.runs.assign(origin=OURS), pd.DataFrame(theirs)]).assign(model=model)
     with plt.rc_context(rc(study)):
-        drawings = {
-            "plane": plane(study, table, points[PLANE].reset_index(drop=True)),
-            "ways": ways(study, table, evidence.curvature.assign(model=model)),
-        }
+        drawings = {"plane": plane(study, table, points[PLANE].reset_index(drop=True))}
+        if table.curvature_ids:
+            drawings["ways"] = ways(study, table, evidence.curvature.assign(model=model))
         for kind, (figure, _) in drawings.items():
             target = HERE / study.name / f"{evidence.name}-{kind}.png"
             figure.savefig(target)

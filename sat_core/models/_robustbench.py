@@ -77,7 +77,7 @@ def zoo() -> dict[str, dict]:
         from robustbench.model_zoo.enums import ThreatModel
     except ImportError as error:
         raise ConfigError(
-            f"RobustBench cannot be imported ({error}): install sat-core[robustbench], or name the network's own file, "
+            f"RobustBench cannot be imported ({error}): install robustbench, or name the network's own file, "
             "model: FILE.py:FUNCTION"
         ) from None
     return {dataset.value: threats[ThreatModel.Linf] for dataset, threats in model_dicts.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from importlib.util import find_spec
 
@@ -59,7 +60,7 @@ def check_defense(run: Run) -> None:
 def check_extras(run: Run) -> None:
     """Raise ConfigError where a run is to be shown in TensorBoard, which is not installed."""
     if run.training.tensorboard and find_spec("tensorboard") is None:
-        raise ConfigError("training.tensorboard: it is not installed here: pip install 'sat-core[tensorboard]'")
+        raise ConfigError("training.tensorboard: it is not installed here: pip install tensorboard")
 
 
 def check_counts(run: Run) -> None:
@@ -72,3 +73,10 @@ def check_counts(run: Run) -> None:
         ):
             if wanted is not None and wanted > there:
                 raise ConfigError(f"{key} asks for {wanted}, but there are {there}")
+        count, fraction, classes = run.data.train_images or train, run.validation.fraction, run.data.classes
+        apart = math.ceil(fraction * count)
+        if min(apart, count - apart) < classes:
+            raise ConfigError(
+                f"validation.fraction {fraction:g} of {count} training images is {apart}: it and the rest must be "
+                f"{classes} at least, one of each class"
+            )

@@ -105,6 +105,7 @@ def judged_block(
     """The verdict on one block, from its file as far as that goes, if that is on the same ``weights`` (a checksum)."""
     prediction = predict(model, x)
     block: dict[str, Any] = {
+        "run": run.id.path,
         "made_of": folder.present(run, "evaluate"),
         "weights": weights,
         "labels": y.tolist(),
@@ -118,7 +119,7 @@ def judged_block(
     if path.exists():
         try:
             saved = read_json(path)
-            block = saved if all(saved.get(key) == block[key] for key in ("made_of", "weights")) else block
+            block = saved if all(saved.get(key) == block[key] for key in ("run", "made_of", "weights")) else block
         except ConfigError as error:
             log.warning("%s; the block is judged again", error)
     for attack in ATTACKS[len(block["seconds"]) :]:

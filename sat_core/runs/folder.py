@@ -206,27 +206,33 @@ def why_other(run: Run, stage: str) -> list[str]:
 
 
 def present(run: Run, stage: str) -> dict[str, Any]:
-    """What the result of a stage is made of now: settings, code and, of a training, the images by their checksums."""
-    if stage != "train":
-        return made_of(run, stage)
-    data = None if run.external else data_record(run)
-    return made_of(run, stage) | {"data": {part: data[part]["sha256"] for part in ("train", "validation") if data}}
+    """What the result of a stage is made of now: settings, code and the images, by their checksums."""
+    parts = {"train": () if run.external else ("train", "validation"), "evaluate": ("test",)}
+    used, known = parts.get(stage, (run.curvature.split,)), _known_images(run)
+    return made_of(run, stage) | {"data": {part: known[part]["sha256"] for part in used if part in known}}
 
 
 def differences(run: Run, stage: str, recorded: dict[str, Any]) -> list[str]:
     """What has changed since a result was made of ``recorded``, a phrase each."""
     if not recorded:
         return ["it is of an earlier version of sat_core"]
-    try:
-        data = data_record(run) or {}
-    except ConfigError:
-        data = {}  # it will be made again, and asked then
-    images = [p for p, found in recorded.get("data", {}).items() if p in data and data[p]["sha256"] != found]
+    known = _known_images(run)
+    images = [p for p, found in recorded.get("data", {}).items() if p in known and known[p]["sha256"] != found]
     return changes(recorded, run, stage) + [f"the {part} images are others" for part in images]
+
+
+def _known_images(run: Run) -> dict[str, Any]:
+    """As :func:`data_record`; nothing where that is damaged: it will be made again, and asked then."""
+    try:
+        return data_record(run) or {}
+    except ConfigError:
+        return {}
 
 
 def _changes(run: Run, stage: str, record: dict[str, Any]) -> list[str]:
     said = differences(run, stage, record.get("made_of", {}))
+    if (other := record.get("run", run.id.path)) != run.id.path:  # in a folder that is not called so
+        said.append(f"it is of {other}")
     if stage != "train" and record["weights"] != weights(run):
         said.append("it is of other weights")
     return said

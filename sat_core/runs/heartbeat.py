@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from sat_core.errors import Interrupted
+from sat_core.errors import ConfigError, Interrupted
 from sat_core.runs import folder
 from sat_core.runs.files import HOST, digest
 from sat_core.study import Run
@@ -117,8 +117,11 @@ def beating(run: Run, stage: str, work: str | None = None) -> Iterator[Heart]:
 
 
 def hash_of(run: Run, stage: str) -> str:
-    """A hash of the settings, code and images that a stage's result would be made of now."""
-    return digest(folder.present(run, stage))[:16]
+    """A hash of the settings, code, images and weights that a stage's result would be made of now."""
+    made = folder.present(run, stage)
+    with contextlib.suppress(ConfigError):
+        made |= {} if stage == "train" else {"weights": folder.weights(run)}
+    return digest(made)[:16]
 
 
 def beats(run: Run, now: float) -> list[tuple[Beat, float]]:

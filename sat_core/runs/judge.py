@@ -9,8 +9,10 @@ from typing import Any
 import yaml
 
 from sat_core.errors import ConfigError
+from sat_core.runs.check import check
 from sat_core.runs.files import atomic
 from sat_core.study import Run, Study
+from sat_core.study.address import Epsilon
 
 NAME = "judged"
 
@@ -18,10 +20,14 @@ NAME = "judged"
 def alone(
     out: Path, dataset: str, epsilon: str, external: dict[str, Any], images: int | None = None
 ) -> tuple[Study, Run]:
-    """Write ``judge.yaml`` into the folder ``out``; returns it as a study, and its run, which has its files in ``out``.
+    """``judge.yaml`` in the folder ``out``, found to be valid, as a study; and its run, which has its files there.
 
     ``external``: as in a study, its files as seen from the working directory; raises ConfigError as a study does.
     """
+    try:
+        Epsilon.parse(epsilon)
+    except ValueError as error:
+        raise ConfigError(f"--epsilon: {error}") from None
     place, _, function = external["model"].rpartition(":")
     model = f"{_seen(out, place)}:{function}" if place.endswith(".py") else external["model"]
     there = external | {"model": model, "weights": _seen(out, external["weights"])}
@@ -31,10 +37,11 @@ def alone(
         "external": {NAME: {key: value for key, value in there.items() if value is not None}},
         "overrides": settings,
     }
-    with atomic(out / "judge.yaml") as file:
-        yaml.safe_dump(content, file, sort_keys=False)
-    study = Study(out / "judge.yaml")
+    study = Study(out / "judge.yaml", content)
     (run,) = study.runs
+    check(study, [run])
+    with atomic(study.path) as file:
+        yaml.safe_dump(content, file, sort_keys=False)
     return study, run.model_copy(update={"place": out.as_posix()})
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sat_core.errors import ConfigError
 from sat_core.runs import folder, needs, predict
 from sat_core.runs.network import fresh_model
 from sat_core.runs.predict import STANDING, STEPS, Costs, Span
@@ -57,6 +58,11 @@ def plan(study: Study, rehearsal: Study | None, at_once: int, limits: dict[str, 
         groups.setdefault(run.id.path.rpartition("/")[0], []).append(run)
     found = {name: predict.costs_of(rehearsal, runs[0]) if rehearsal else None for name, runs in groups.items()}
     if rehearsal is None or not any(found.values()):
+        if write:
+            raise ConfigError(
+                f"{study.path}: --write writes what a rehearsal has measured, and there is none: snakemake "
+                f"--configfile {study.path} --config rehearse=true first"
+            )
         return guess(study)
     cells = [cell_of(study, groups[name], costs) for name, costs in found.items() if costs is not None]
     said = [table(cells).to_string(index=False), "", summary(cells, at_once, limits)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import pydantic
 
@@ -32,14 +33,18 @@ NAMES = Path(__file__).with_name("names.yaml")
 
 
 class Study:
-    """A study file read, checked and ready to give its runs. Raises ConfigError with one sentence."""
+    """A study file read, checked and ready to give its runs. Raises ConfigError with one sentence.
 
-    def __init__(self, path: str | Path) -> None:
+    ``content``: what the file is to say that is not written yet.
+    """
+
+    def __init__(self, path: str | Path, content: dict[str, Any] | None = None) -> None:
         self.path = Path(path)
         self.name = self.path.stem
         if not pydantic.TypeAdapter(Name).validator.isinstance_python(self.name):
             raise ConfigError(f"{path}: a study's file name is its name: a-z, 0-9, '-' and '_' only, then .yaml")
-        self.file = parse(StudyFile, extended(read_yaml(self.path), self.path), self.path)
+        said = extended(read_yaml(self.path), self.path) if content is None else content
+        self.file = parse(StudyFile, said, self.path)
         real = self.path.parent / self.file.rehearses if self.file.rehearses else self.path
         self.home, self.resources_file = real.parent, real.parent / "resources" / f"{real.stem}.yaml"
         self._dataset_files: dict[str, DatasetFile] = {}

@@ -7,11 +7,13 @@ import pytest
 from helpers import MADRY, PSAT
 
 from sat_core.__main__ import main
-from sat_core.errors import Interrupted
+from sat_core.errors import ConfigError, Interrupted
 from sat_core.report import products
 from sat_core.report.figures import write_figure
 from sat_core.report.status import look
 from sat_core.runs import folder
+from sat_core.runs.data import prepare
+from sat_core.runs.evaluate import evaluate
 from sat_core.runs.heartbeat import Beat, Heart, beating, hash_of
 from sat_core.runs.train import train
 from sat_core.study import Study
@@ -46,6 +48,10 @@ def test_an_unknown_study_is_status_2(tmp_path):
 def test_what_is_said_of_runs_at_work_killed_failed_and_waiting(tiny):
     madry, psat = tiny.run(MADRY), tiny.run(PSAT)
     assert said(tiny)["madry"] == ("waiting", "for its training")
+    prepare(psat)
+    with pytest.raises(ConfigError, match="not trained yet"):
+        evaluate(psat)
+    assert said(tiny)["psat"][0] == "failed"
     train(psat)
     assert said(tiny)["psat"] == ("waiting", "for AutoAttack")
     madry.folder.mkdir(parents=True)

@@ -283,8 +283,18 @@ def test_judged_alone_the_verdict_is_autoattacks_own_and_the_card_loads_it(net, 
     before = (out / "autoattack.json").read_bytes()
     assert main([*ask, "--images", "5", "--out", "lab/out"]) == 0
     assert (out / "autoattack.json").read_bytes() == before
-    assert main([*ask, "--images", "5", "--out", "lab/out", "--mean", "0.5"]) == 2
-    assert "mean and std belong together" in capsys.readouterr().err
+    for wrong, said in (
+        (["--mean", "0.5"], "mean and std belong together"),
+        (["--epsilon", "1.5"], "--epsilon: epsilon '1.5' is not a number or fraction in (0, 1]"),
+        (["--dataset", "diggits"], "did you mean 'digits'?"),
+    ):
+        asked = (out / "judge.yaml").read_bytes()
+        assert main([*ask, "--images", "5", "--out", "lab/out", *wrong]) == 2
+        assert main([*ask, "--images", "5", "--out", "lab/new", *wrong]) == 2
+        assert said in capsys.readouterr().err
+        assert (out / "judge.yaml").read_bytes() == asked and not Path("lab/new").exists()
+    assert main([*ask[:-1], "0.3", "--images", "5", "--out", "lab/out"]) == 0  # the same folder, another epsilon
+    assert json.loads((out / "autoattack.json").read_text())["epsilon"] == "0.3"
 
 
 def test_the_network_in_autoattacks_wheel_gets_autoattacks_own_verdict(write_study, tmp_path):

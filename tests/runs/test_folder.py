@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from helpers import PSAT
 from safetensors.torch import load_file, save_file
 
@@ -44,6 +45,9 @@ def test_code_can_be_accepted_on_record_and_settings_cannot(judged, monkeypatch,
     true = fingerprint.code.__wrapped__
     monkeypatch.setattr(fingerprint, "code", lambda *modules: true(*modules) | {"attacks": "of tomorrow"})
     assert folder.why_again(run, "train") == ["sat_core/attacks.py changed"]
+    content = yaml.safe_load(judged.path.read_text())
+    content["tables"]["digits"]["defenses"] = ["madry", "psat"]  # one that is not trained yet
+    judged.path.write_text(yaml.safe_dump(content))
     assert main(["accept", "--study", "tiny.yaml"]) == 0
     assert f"{PSAT}: train: sat_core/attacks.py changed" in capsys.readouterr().out
     assert not folder.why_again(run, "train") and not folder.why_again(run, "evaluate")
@@ -56,6 +60,16 @@ def test_code_can_be_accepted_on_record_and_settings_cannot(judged, monkeypatch,
     judged.path.write_text(judged.path.read_text().replace("epochs: 2\n", "epochs: 3\n"))
     assert main(["accept", "--study", "tiny.yaml"]) == 2
     assert "only changed code can be accepted, not this: training.epochs 2 -> 3" in capsys.readouterr().err
+
+
+def test_a_run_of_no_name_is_no_run_and_what_cannot_be_read_is_one_sentence(judged, capsys):
+    assert main(["train", "--study", "tiny.yaml", "--run", ""]) == 2
+    path = judged.run(PSAT).folder / "run.json"
+    path.unlink()
+    path.mkdir()
+    for verb in ("status", "table", "report"):
+        assert main([verb, "--study", "tiny.yaml"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {path}: Is a directory"
 
 
 def test_two_studies_of_one_name_are_not_mixed(judged, capsys):
@@ -89,6 +103,17 @@ def test_other_images_make_the_training_a_thing_of_the_past(judged):
     record["train"]["sha256"] = "0" * 64
     write_json(path, record)
     assert folder.why_again(run, "train") == ["the train images are others"]
+    assert not folder.why_again(run, "evaluate")
+
+
+def test_other_test_images_make_the_verdict_a_thing_of_the_past(judged):
+    run = judged.run(PSAT)
+    path = folder.data_file(run).with_suffix(".json")
+    record = read_json(path)
+    record["test"]["sha256"] = "0" * 64
+    write_json(path, record)
+    assert folder.why_again(run, "evaluate") == ["the test images are others"]
+    assert not folder.why_again(run, "train")
 
 
 def test_weights_that_are_not_finite_are_refused_not_judged(judged, capsys):

@@ -128,6 +128,10 @@ BAD = {
         changed("overrides.0.set.evaluation.images", 361),
         "evaluation.images asks for 361, but there are 360",
     ),
+    "a split that leaves a class out": (
+        changed("overrides.0.set.validation", {"fraction": 0.0001}),
+        "validation.fraction 0.0001 of 1437 training images is 1: it and the rest must be 10 at least",
+    ),
     "a template": ("tables: {{x}}", "not valid YAML"),
     "not a mapping": ([1, 2], "a mapping (key: value) is expected"),
     "no tables": ({"tables": {}}, "tables: "),

@@ -15,7 +15,7 @@ from sat_core.study.file import DatasetFile, StudyFile, Table
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = "| setting | allowed | if not set | meaning |\n| :-- | :-- | :-- | :-- |\n"
-TEXT = {"integer": "whole number", "number": "number", "string": "word", "boolean": "true, false"}
+TEXT = {"integer": "whole number", "number": "number", "string": "word", "boolean": "true, false", "object": "mapping"}
 
 
 def main() -> None:
@@ -34,6 +34,7 @@ def settings() -> str:
         "`config/datasets/<dataset>.yaml`, and under `set:` of an override; what is marked — must be set there.\n"
         "Numbers may be fractions, such as 1/4. Epochs count from 0.\n",
         f"Models: {', '.join(f'`{name}`' for name in sorted(models.names()))}.\n",
+        section("A study", StudyFile),
         section("A table of a study", Table),
     ]
     for name in sections.Settings.model_fields:
@@ -61,7 +62,10 @@ def section(title: str, model: type[BaseModel]) -> str:
 def allowed(field: dict[str, Any], schema: dict[str, Any]) -> str:
     """The values that a field of a JSON schema takes, in words."""
     if "$ref" in field:
-        return "see `curriculum`"
+        name = field["$ref"].rpartition("/")[2]
+        return (
+            "see `curriculum`" if name == "Curriculum" else "{" + ", ".join(schema["$defs"][name]["properties"]) + "}"
+        )
     if "anyOf" in field:
         return " or ".join(allowed(part, schema) for part in field["anyOf"] if part.get("type") != "null")
     if "const" in field or "enum" in field:
