@@ -169,10 +169,11 @@ def asked(options: argparse.Namespace) -> tuple[Study, Run | None]:
         if options.verb not in ("check", "plan", "status"):
             folder.claim(study)
         return study, None if getattr(options, "run", None) is None else study.run(options.run)
+    from sat_core.runs.check import check
     from sat_core.runs.judge import alone
 
     external = {key: getattr(options, key) for key in ("model", "weights", "mean", "std", "prefix")}
-    return alone(Path(options.out), options.dataset, options.epsilon, external, options.images)
+    return alone(check, Path(options.out), options.dataset, options.epsilon, external, options.images)
 
 
 def judge(study: Study, run: Run) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sat_core.errors import ConfigError
-from sat_core.runs.check import check
 from sat_core.runs.files import atomic
 from sat_core.study import Run, Study
 from sat_core.study.address import Epsilon
@@ -18,11 +18,17 @@ NAME = "judged"
 
 
 def alone(
-    out: Path, dataset: str, epsilon: str, external: dict[str, Any], images: int | None = None
+    check: Callable[[Study, list[Run]], None],
+    out: Path,
+    dataset: str,
+    epsilon: str,
+    external: dict[str, Any],
+    images: int | None = None,
 ) -> tuple[Study, Run]:
-    """``judge.yaml`` in the folder ``out``, found to be valid, as a study; and its run, which has its files there.
+    """``judge.yaml`` in the folder ``out`` as a study; and its run, which has its files there.
 
-    ``external``: as in a study, its files as seen from the working directory; raises ConfigError as a study does.
+    ``external``: as in a study, its files as seen from the working directory. Raises ConfigError as a study and
+    ``check`` do; only what they let pass is written.
     """
     try:
         Epsilon.parse(epsilon)
