@@ -37,23 +37,8 @@ if TYPE_CHECKING:
     )
     from sat_core.judge import Verdict, autoattack
 
-_HOME = {
-    "awp": ("adversarial_weights",),
-    "attacks": ("PGD", "Perturbation", "cross_entropy", "frozen", "uniform_start", "while_correct"),
-    "judge": ("Verdict", "autoattack"),
-    "difficulty": (
-        "Curriculum",
-        "classifier_curvature",
-        "gauss_newton_curvature",
-        "probability_gap",
-        "top_softmax_eigenvalue",
-    ),
-    "hessian": (
-        *("ImagePlane", "Objective", "grid", "lambda_max"),
-        *("random_directions", "relative_flatness", "spectrum", "trace", "weight_plane"),
-    ),
-}
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
+_HOMES = ("attacks", "difficulty", "awp", "hessian", "judge")
+"""Where they are; last what comes with AutoAttack."""
 
 __all__ = [
     "PGD",
@@ -83,9 +68,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
-        raise AttributeError(f"module 'sat_core' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"sat_core.{_MODULE[name]}"), name)
+    for home in _HOMES if name in __all__ else ():
+        if hasattr(module := importlib.import_module(f"sat_core.{home}"), name):
+            return getattr(module, name)
+    raise AttributeError(f"module 'sat_core' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

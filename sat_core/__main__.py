@@ -138,8 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
                 raise
             if isinstance(error, Interrupted):
                 folder.count_interruption(run)
-            if out_of_memory(error) and re.search("cuda|cudnn|cublas|engine", str(error).lower()):
-                error = no_room(out_of_memory(error, options.verb))
+            if lacks_memory(error) and re.search("cuda|cudnn|cublas|engine", str(error).lower()):
+                error = no_room(out_of_memory(options.verb))
             if isinstance(error, Hopeless) and options.verb in folder.STAGES:
                 folder.give_up(run, options.verb, error)
             raise error from None
@@ -151,9 +151,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"interrupted: {what}", file=sys.stderr)
         return TEMPFAIL
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not lacks_memory(error):
             raise
-        print(f"error: {out_of_memory(error, options.verb)}", file=sys.stderr)
+        print(f"error: {out_of_memory(options.verb)}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.filename is None:
@@ -186,10 +186,8 @@ def judge(study: Study, run: Run) -> None:
     print((run.folder / NAME).read_text(encoding="utf-8"))
 
 
-def out_of_memory(error: Exception, verb: str = "") -> str:
-    """What to do about an error, if it says that there was too little memory; else ""."""
-    if not lacks_memory(error):
-        return ""
+def out_of_memory(verb: str) -> str:
+    """What to do about too little memory."""
     part = {"train": "training", "evaluate": "evaluation"}.get(verb, "curvature")
     return f"out of memory; lower {part}.batch_size"
 

@@ -37,13 +37,7 @@ TINY = {
         }
     },
     "overrides": [
-        {
-            "set": {
-                "training": {"epochs": 2, "milestones": [1]},
-                "attack": {"steps": 2},
-                "evaluation": {"images": 12},
-            }
-        },
+        {"set": {"training": {"epochs": 2, "milestones": [1]}, "attack": {"steps": 2}, "evaluation": {"images": 12}}},
         {"where": {"defense": "psat"}, "set": {"options": {"curriculum": {"kind": "steps", "epochs": [0, 1]}}}},
     ],
 }

@@ -23,20 +23,10 @@ LEAST = -300.0
 """The logarithm of the smallest p that is told from 0."""
 MOST_WITH_INTERVALS = 8
 """Defenses whose differences have room for their intervals below them."""
-COLUMNS = (
-    "model",
-    "epsilon",
-    "accuracy",
-    "row",
-    "column",
-    "difference",
-    "low",
-    "high",
-    "p",
-    "p_holm",
-    "images",
-    "seeds",
-)
+COLUMNS = [
+    *("model", "epsilon", "accuracy", "row", "column", "difference"),
+    *("low", "high", "p", "p_holm", "images", "seeds"),
+]
 
 
 def compare(study: Study, name: str) -> pd.DataFrame:
@@ -56,7 +46,7 @@ def compare(study: Study, name: str) -> pd.DataFrame:
                 corrected = holm(np.array([row["p"] for row in found]))
                 where = {"model": model, "epsilon": epsilon.text, "accuracy": accuracy}
                 rows += [where | row | {"p_holm": p} for row, p in zip(found, corrected, strict=True)]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def answers(run: Run) -> pd.DataFrame | None:

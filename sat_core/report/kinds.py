@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """A kind of figure. ``ids``: the field of a table that lists its runs; ``stage``: what was done to each.
+    """A kind of figure. ``stage``: what was done to each of its runs.
 
     ``alt`` says what is to be seen to who cannot see it; ``caption`` how to read it. ``on_request``: drawn only where
     it is asked for by name.
     """
 
-    ids: str
     stage: str
     title: str
     alt: str
@@ -29,7 +28,6 @@ READING = (
 
 FIGURES = {
     "tradeoff": Kind(
-        "run_ids",
         "evaluate",
         "Clean against robust accuracy",
         "Scatter plot of AutoAttack accuracy over clean accuracy, one panel an epsilon, one marker a defense.",
@@ -38,7 +36,6 @@ FIGURES = {
         "that are at least half as robust as the best, in the dotted frame of the lower one.",
     ),
     "curves": Kind(
-        "run_ids",
         "train",
         "Training",
         "Line charts over the epochs, one line a run: loss, clean and robust validation accuracy, lambda, share of "
@@ -49,7 +46,6 @@ FIGURES = {
         "its last step; below it the mean number of steps a sample. Dotted: a training that is not finished.",
     ),
     "examples": Kind(
-        "run_ids",
         "evaluate",
         "Adversarial examples",
         "Two test images, and beside each, one column a defense: the perturbed image, the predictions on the clean and "
@@ -59,7 +55,6 @@ FIGURES = {
         "Perturbations: grey is none, black and white are minus and plus epsilon.",
     ),
     "curvature": Kind(
-        "curvature_ids",
         "curvature",
         "Curvature of the loss",
         "Line charts of the largest Hessian eigenvalue and, where they were measured, of trace and relative flatness, "
@@ -69,7 +64,6 @@ FIGURES = {
         "seeds. Ringed in red: a trivial network, which is flat because it has learnt nothing.",
     ),
     "curvature-accuracy": Kind(
-        "curvature_ids",
         "curvature",
         "Curvature against robust accuracy",
         "Scatter plots of the largest Hessian eigenvalue over the adversarial accuracy on the same images, one panel "
@@ -79,7 +73,6 @@ FIGURES = {
         "says something only where the accuracy is the same: a network that has learnt nothing is the flattest.",
     ),
     "spectrum": Kind(
-        "curvature_ids",
         "curvature",
         "Spectrum of the Hessian",
         "Line charts of the density of the Hessian's eigenvalues, logarithmic, one panel an epsilon, one line a "
@@ -87,21 +80,18 @@ FIGURES = {
         "At the selected weights of the first seed, by Lanczos quadrature, smoothed with a Gaussian kernel.",
     ),
     "landscape": Kind(
-        "landscape_ids",
         "landscape",
         "Loss landscape: random directions",
         SURFACES,
         f"Along two random directions, scaled filter by filter. {READING}",
     ),
     "landscape-hessian": Kind(
-        "landscape_ids",
         "landscape",
         "Loss landscape: directions of most curvature",
         SURFACES,
         f"Along the two top eigenvectors of the Hessian. {READING}",
     ),
     "landscape-input": Kind(
-        "landscape_ids",
         "landscape",
         "Loss landscape: around the images",
         SURFACES,
@@ -109,7 +99,6 @@ FIGURES = {
         f"of epsilon. {READING}",
     ),
     "landscape-pair": Kind(
-        "landscape_ids",
         "landscape",
         "Loss landscape: a pair for a slide",
         "Two surfaces of the loss side by side, under one camera and light.",
@@ -117,7 +106,6 @@ FIGURES = {
         "directions that are scaled filter by filter. Both have one scale, camera and light.",
     ),
     "landscape-reattacked": Kind(
-        "landscape_ids",
         "landscape",
         "Loss landscape: random directions, attacked anew",
         SURFACES,

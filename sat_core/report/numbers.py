@@ -36,20 +36,8 @@ def results(study: Study, table: Table) -> pd.DataFrame:
     the seconds that each attack took, and the device. Raises ConfigError if its files are damaged.
     """
     rows = [row for id in table.run_ids if (row := evaluated(study.run(id))) is not None]
-    columns = [
-        *ADDRESS,
-        *AFTER,
-        *(f"seconds_{attack}" for attack in SECONDS.values()),
-        *LAST,
-        "n",
-        "trivial",
-        "flags",
-        "external",
-        "precision",
-        "device",
-        "stale",
-        "accepted",
-    ]
+    columns = [*ADDRESS, *AFTER, *(f"seconds_{attack}" for attack in SECONDS.values()), *LAST]
+    columns += ["n", "trivial", "flags", "external", "precision", "device", "stale", "accepted"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -126,7 +114,7 @@ def histories(study: Study, table: Table) -> pd.DataFrame:
 def unfinished(study: Study, table: Table) -> pd.DataFrame:
     """As :func:`histories`, of the table's trainings that have begun and are not complete: the epochs so far."""
     begun = ((run, unfinished_history(run)) for run in map(study.run, table.run_ids))
-    frames = [history.assign(**address(run)) for run, history in begun if history is not None]
+    frames = [history.assign(**address(run)) for run, history in begun if len(history)]
     return pd.concat(frames) if frames else pd.DataFrame(columns=ADDRESS)
 
 

@@ -25,7 +25,7 @@ SUFFIXES = ("md", "csv", "tex", "html")
 
 
 class Product:
-    """A group of files made together. ``ids``: the runs in it, by stage; ``make``: called to write them.
+    """A group of files made together. ``ids``: the runs in it, by stage; ``module``: whose code makes them.
 
     ``memo``: what is known of the runs' results already; products that share it ask each run once.
     """
@@ -104,7 +104,7 @@ def comparisons(study: Study, name: str, memo: Memo | None = None) -> Product:
 def figure(study: Study, name: str, kind: str, memo: Memo | None = None) -> Product:
     """One figure of a table."""
     about = FIGURES[kind]
-    runs = [study.run(id) for id in getattr(study.file.tables[name], about.ids)]
+    runs = [study.run(id) for id in getattr(study.file.tables[name], folder.STAGES[about.stage].ids)]
     ids = {"train": runs, about.stage: runs}
     files = [f"figures/{name}-{kind}.{suffix}" for suffix in ("png", "pdf", "csv")]
     product = Product(study, f"figures/{name}-{kind}", files, "report.figures", ids, memo)
@@ -121,15 +121,10 @@ def of(study: Study, memo: Memo | None = None) -> dict[str, Product]:
         figure(study, name, kind, memo)
         for name, asked in study.file.tables.items()
         for kind, about in FIGURES.items()
-        if getattr(asked, about.ids) and (not about.on_request or is_requested(study, name, kind))
+        if (ids := getattr(asked, folder.STAGES[about.stage].ids))
+        and (not about.on_request or any(study.run(id).landscape.reattack for id in ids))
     ]
     return {product.name: product for product in made}
-
-
-def is_requested(study: Study, name: str, kind: str) -> bool:
-    """Whether the settings of a table's runs ask for a kind of figure that is drawn on request only."""
-    runs = [study.run(id) for id in getattr(study.file.tables[name], FIGURES[kind].ids)]
-    return kind == "landscape-reattacked" and any(run.landscape.reattack for run in runs)
 
 
 def report(study: Study, memo: Memo | None = None) -> Product:

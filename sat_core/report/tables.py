@@ -14,20 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from sat_core.report import notes
 from sat_core.report.latex import latex
-from sat_core.report.notes import (
-    about,
-    caption,
-    devices,
-    doubts,
-    externals,
-    missing,
-    over_seeds,
-    precisions,
-    reading,
-    sources,
-    standing,
-)
 from sat_core.report.numbers import ADDRESS, AFTER, LAST, SECONDS, costs, interval, published, results, summarise
 from sat_core.report.references import references
 from sat_core.report.render import TRIVIAL, Cell, Sheet, as_html, markdown
@@ -119,12 +107,12 @@ def main_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFram
         cells = without_one_model(table, cells)
     origin = "other test images" if len(table.seeds) == 1 else "other test images and other seeds"
     note = [
-        about(table, rows, f"Robust is the accuracy under AutoAttack (standard, L∞). {over_seeds(table)}"),
+        notes.about(table, rows, f"Robust is the accuracy under AutoAttack (standard, L∞). {notes.over_seeds(table)}"),
         f"Below each stands its 95 % interval, for {origin}.",
-        *reading(study, table, rows),
-        doubts(rows),
-        externals(rows),
-        sources(data),
+        *notes.reading(study, table, rows),
+        notes.doubts(rows),
+        notes.externals(rows),
+        notes.sources(data),
     ]
     return Sheet(cells, " ".join(filter(None, note)), data)
 
@@ -140,8 +128,8 @@ def paper_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFra
         cells.at[(cell.model, cell.defense), (f"ε = {cell.epsilon}", title)] = content
     mean = "" if len(table.seeds) == 1 else f" Each number is the mean over {len(table.seeds)} seeds."
     note = [
-        about(table, rows, f"Adv is the accuracy under AutoAttack (standard, L∞).{mean}"),
-        *reading(study, table, rows),
+        notes.about(table, rows, f"Adv is the accuracy under AutoAttack (standard, L∞).{mean}"),
+        *notes.reading(study, table, rows),
     ]
     return Sheet(without_one_model(table, cells), " ".join(filter(None, note)), data)
 
@@ -173,14 +161,16 @@ def attacks_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet
         if not math.isnan(total):
             cells.at[(model, f"ε = {epsilon}", defense), "Seconds"] = Cell(f"{total:.1f}")
     note = [
-        about(table, rows, f"Each column is after one more attack of AutoAttack (standard, L∞). {over_seeds(table)}"),
-        f"Below an accuracy stand the seconds of its attack on {devices(rows)}, the mean over seeds; an attack meets",
-        "only the images that are still standing.",
+        notes.about(
+            table, rows, f"Each column is after one more attack of AutoAttack (standard, L∞). {notes.over_seeds(table)}"
+        ),
+        f"Below an accuracy stand the seconds of its attack on {notes.devices(rows)}, the mean over seeds; an attack",
+        "meets only the images that are still standing.",
         f"{TRIVIAL} (red): at least one seed ended as a trivial classifier.",
-        missing(table, rows),
-        standing(rows),
-        precisions(rows),
-        sources(data),
+        notes.missing(table, rows),
+        notes.standing(rows),
+        notes.precisions(rows),
+        notes.sources(data),
     ]
     return Sheet(without_one_model(table, cells), " ".join(filter(None, note)), data)
 
@@ -196,11 +186,11 @@ def cost_sheet(table: Table, rows: pd.DataFrame) -> Sheet:
         cells.at[(cell.model, f"ε = {cell.epsilon}", cell.defense), title] = content
     no_cost = "no attack, or not trained here" if table.has_externals else "no attack"
     note = [
-        f"{caption(table)} Cost of training on {devices(rows)}. {over_seeds(table)}",
+        f"{notes.caption(table)} Cost of training on {notes.devices(rows)}. {notes.over_seeds(table)}",
         "An epoch includes its validation. PGD steps are those of a sample, over the whole training; what is saved is",
         f"the share of the attack's steps that stopping samples early has saved (n/a: {no_cost}). Memory is the "
         "peak of the process.",
-        missing(table, rows),
+        notes.missing(table, rows),
     ]
     return Sheet(without_one_model(table, cells), " ".join(filter(None, note)).strip(), data)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -65,9 +64,8 @@ def totals(status: Status) -> Text:
     return said.append("\n")
 
 
-def lines(states: Iterable[State]) -> Table:
+def lines(states: list[State]) -> Table:
     """A line a run: its address, without what all share; what it is doing; and the time that will take."""
-    states = list(states)
     paths = [state.run.id.path for state in states]
     common = os.path.commonpath(paths) if len(paths) > 1 else ""
     names = [os.path.relpath(path, common) if common else path for path in paths]

@@ -33,11 +33,10 @@ import matplotlib.pyplot as plt
 
 log = logging.getLogger(__name__)
 
-SAMPLES = 64
 METRICS = ("classifier", "gauss_newton", "probability_gap")
 
 
-def audit(run: Run, samples: int = SAMPLES) -> None:
+def audit(run: Run, samples: int) -> None:
     """Compare every psi with the exact top Hessian eigenvalue on validation images along PGD iterates.
 
     Looks at where the training PGD starts, at its iterate half way, and at its last, each from a random start of its

@@ -161,19 +161,17 @@ def file_system_time(place: Path) -> float:
             probe.unlink()
 
 
-def unfinished_history(run: Run) -> pd.DataFrame | None:
-    """The epochs so far of a training that is not complete, of the present settings and code; None if there are none.
+def unfinished_history(run: Run) -> pd.DataFrame:
+    """The epochs so far of a training that is not complete, of the present settings and code; empty if there are none.
 
     The training may be running, or have stopped. Columns as in ``history.csv``.
     """
     import pandas as pd
 
-    if not in_training(run):
-        return None
-    try:
-        return pd.read_csv(run.folder / folder.HISTORY)
-    except (OSError, ValueError):
-        return None
+    if in_training(run):
+        with contextlib.suppress(OSError, ValueError):
+            return pd.read_csv(run.folder / folder.HISTORY)
+    return pd.DataFrame()
 
 
 def epochs_done(run: Run) -> int:

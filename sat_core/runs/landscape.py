@@ -23,7 +23,7 @@ def landscape(run: Run) -> None:
     """Lay the planes through a trained run's selected weights: writes ``landscape.npz``.
 
     For each plane: ``<plane>_axis`` (m,), ``<plane>_loss`` and ``<plane>_accuracy`` (m, m), where [i, j] is at
-    (axis[i], axis[j]); the centre is [m // 2, m // 2]. Beside them the record of :func:`curvature.measure` as scalars,
+    (axis[i], axis[j]); the centre is [m // 2, m // 2]. Beside them the record of :func:`sample.measure` as scalars,
     ``hessian_values`` (2,), the eigenvalues along the axes of that plane, and ``weights``, a checksum. Like curvature,
     it needs no lock. Raises ConfigError if the run is not trained with its present configuration and code.
     """

@@ -60,7 +60,7 @@ def extended(content: Any, path: Path, seen: tuple[Path, ...] = ()) -> Any:
         base = {**base, "plugins": [moved(name) for name in base["plugins"]]}
     if isinstance(base.get("external"), Mapping):
         base = {**base, "external": {name: _moved(about, moved) for name, about in base["external"].items()}}
-    return {**_appended(base, content), "extends": content["extends"]}
+    return {**merge(base, content, append=True), "extends": content["extends"]}
 
 
 def _moved(external: Any, moved: Callable[[Any], str]) -> Any:
@@ -73,20 +73,13 @@ def _moved(external: Any, moved: Callable[[Any], str]) -> Any:
     }
 
 
-def _appended(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], append: bool = False) -> dict[str, Any]:
+    """``base`` with ``over`` on top; nested mappings are merged, lists appended to if asked, all else is replaced."""
     result = {**base, **over}
     for key in base.keys() & over.keys():
         old, new = base[key], over[key]
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            result[key] = _appended(old, new)
-        elif isinstance(old, list) and isinstance(new, list):
+            result[key] = merge(old, new, append)
+        elif append and isinstance(old, list) and isinstance(new, list):
             result[key] = [*old, *(item for item in new if item not in old)]
     return result
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``over`` on top; nested mappings are merged, everything else is replaced."""
-    nested = {
-        k: merge(base[k], v) for k, v in over.items() if isinstance(v, Mapping) and isinstance(base.get(k), Mapping)
-    }
-    return {**base, **over, **nested}

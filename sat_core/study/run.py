@@ -8,16 +8,7 @@ from typing import Any
 from sat_core.fields import Frozen
 from sat_core.study.address import EpsilonField, RunId
 from sat_core.study.external import External
-from sat_core.study.settings import (
-    Attack,
-    Curvature,
-    Data,
-    Evaluation,
-    Landscape,
-    Resources,
-    Training,
-    Validation,
-)
+from sat_core.study.settings import Attack, Curvature, Data, Evaluation, Landscape, Resources, Training, Validation
 
 
 class Run(Frozen):

@@ -114,7 +114,7 @@ def test_history_grows_by_the_epoch_and_after_a_resume_is_that_of_an_uninterrupt
         train(run)
     unfinished = heartbeat.unfinished_history(run).drop(columns="seconds").to_csv()
     assert expected[1].startswith(unfinished) and unfinished.count("\n") == 4
-    assert heartbeat.unfinished_history(whole) is None
+    assert heartbeat.unfinished_history(whole).empty
     rows.clear()
     train(run)
     assert rows == [2, 3, 4]  # the third is told again: the checkpoint knows two

@@ -19,7 +19,7 @@ def shown(write_study, name):
 def test_without_the_package_one_sentence_says_so(write_study, monkeypatch):
     monkeypatch.setattr("sat_core.runs.check.find_spec", lambda name: None)
     study = shown(write_study, "tiny")
-    with pytest.raises(ConfigError, match=r"training.tensorboard: it is not installed here: pip install 'sat-core\["):
+    with pytest.raises(ConfigError, match=r"training\.tensorboard: it is not installed here: pip install tensorboard"):
         check(study, study.runs)
 
 

@@ -89,15 +89,9 @@ def write(content: str) -> None:
         (lambda s: s.update(plugins=["lab/none.py"]), r"plugin .*none.py: cannot be read: No such file"),
         (lambda s: write("def"), "not valid Python"),
         (lambda s: write("x = 1"), "holds neither a subclass of Defense nor a function"),
-        (
-            lambda s: write(MINE.replace("Noisy", "Madry")),
-            "there is a defense 'madry' already",
-        ),
+        (lambda s: write(MINE.replace("Noisy", "Madry")), "there is a defense 'madry' already"),
         (lambda s: write(MINE.replace("Noisy(Defense)", "Noisy(dict)")), "is no subclass of"),
-        (
-            lambda s: write("import nowhere\n" + MINE),
-            "cannot be imported: ModuleNotFoundError",
-        ),
+        (lambda s: write("import nowhere\n" + MINE), "cannot be imported: ModuleNotFoundError"),
     ],
 )
 def test_a_plugin_that_will_not_do_gets_its_sentence(mine, write_study, change, message):

@@ -9,17 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from sat_core.report.figures.style import (
-    RED,
-    Drawing,
-    appearance,
-    blocks,
-    existing,
-    heading,
-    in_block,
-    legend,
-    panels,
-)
+from sat_core.report.figures.style import RED, Drawing, appearance, blocks, existing, heading, in_block, legend, panels
 from sat_core.report.numbers import address, histories, unfinished
 from sat_core.study import RunId, Study
 from sat_core.study.address import Epsilon

@@ -43,7 +43,9 @@ def write_report(study: Study) -> list[str]:
             write_card(run)
     entries = [describe(study, run) for run in study.runs]
     products.report(study).write(lambda: write_page(study, entries, problems))
-    return problems + [f"{e.run.id.path}: {problem}" for e in entries for problem in e.problems if problem.is_damage]
+    return problems + [
+        f"{e.run.id.path}: {problem}" for e in entries for problem in e.problems if problem.state == "damaged"
+    ]
 
 
 def refresh(study: Study) -> list[str]:
@@ -74,11 +76,7 @@ def make(study: Study, name: str) -> None:
 def write_page(study: Study, entries: list[Entry], problems: list[str]) -> None:
     """Write ``report.html`` from what is known of the runs."""
     environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "ensure_ascii": False}
     each, overview = data.of(study, entries)

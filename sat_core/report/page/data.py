@@ -77,7 +77,7 @@ def summary(study: Study, entry: Entry) -> Json:
     said: Json = {axis: str(getattr(run, axis)) for axis in AXES}
     said |= {"name": study.display(run.defense), "state": entry.state}
     said |= {key: round(result[key], 2) if result else None for key in ("clean", "robust")}
-    said |= {"trivial": bool(result.get("trivial")), "stale": entry.is_stale}
+    said |= {"trivial": bool(result.get("trivial")), "stale": "out of date" in (p.state for p in entry.problems)}
     return said | {"external": entry.is_external, "begun": len(entry.history) > 0, "planes": bool(entry.planes)}
 
 

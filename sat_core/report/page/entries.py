@@ -33,10 +33,6 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         return f"{self.stage}: {self.sentence}"
 
-    @property
-    def is_damage(self) -> bool:
-        return self.state == "damaged"
-
 
 @dataclass
 class Entry:
@@ -60,10 +56,6 @@ class Entry:
         return self.run.external is not None or bool(self.record.get("external"))
 
     @property
-    def is_stale(self) -> bool:
-        return any(problem.state == "out of date" for problem in self.problems)
-
-    @property
     def state(self) -> str:
         """In a few words."""
         said = [f"{problem.sign} {problem.stage} {problem.state}" for problem in self.problems]
@@ -82,7 +74,7 @@ def describe(study: Study, run: Run) -> Entry:
             if not read(entry, stage):
                 entry.problems.append(missing(study, stage, run))
                 if stage == "train":
-                    entry.history = unfinished(run)
+                    entry.history = heartbeat.unfinished_history(run)
                     break
                 continue
             if reasons := folder.why_other(run, stage):
@@ -126,18 +118,12 @@ def missing(study: Study, stage: str, run: Run) -> Problem:
     """Why a stage has no result: it cannot succeed, or is under way, or as the log of whoever tried ends."""
     if hopeless := folder.hopeless(run, stage):
         return Problem(stage, "failed", f"no result; it ended with “{hopeless}”")
-    if stage == "train" and len(history := unfinished(run)):
+    if stage == "train" and len(history := heartbeat.unfinished_history(run)):
         state = "running" if is_at_work(run) else "unfinished"
         return Problem(stage, state, f"{len(history)} of {run.training.epochs} epochs are done.")
     if not (said := last_words(study, run, stage)[0].strip()):
         return Problem(stage, "not done", "not done yet.")
     return Problem(stage, "failed" if "error" in said.lower() else "not done", f"no result; its log ends with “{said}”")
-
-
-def unfinished(run: Run) -> pd.DataFrame:
-    """The epochs so far of a training that has not ended; empty if there are none."""
-    found = heartbeat.unfinished_history(run)
-    return NONE if found is None else found
 
 
 def is_at_work(run: Run) -> bool:

@@ -16,17 +16,7 @@ from sat_core.study.settings.resources import Resources
 from sat_core.study.settings.training import Training
 from sat_core.study.settings.validation import Validation
 
-__all__ = [
-    "Attack",
-    "Curvature",
-    "Data",
-    "Evaluation",
-    "Landscape",
-    "Resources",
-    "Settings",
-    "Training",
-    "Validation",
-]
+__all__ = ["Attack", "Curvature", "Data", "Evaluation", "Landscape", "Resources", "Settings", "Training", "Validation"]
 
 
 class Settings(Frozen):
