@@ -54,7 +54,8 @@ def main() -> None:
     tables = {title: Evidence(studies[title], table, paper) for title, (_, table, paper) in TABLES.items()}
     if not check:
         for evidence in tables.values():
-            draw(evidence)
+            if len(evidence.trained(*evidence.table.defenses)) > 1:
+                draw(evidence)
     if others := [f"{e.name}: {run}" for e in tables.values() for run in of_other_settings(e)]:
         sys.exit(f"error: of other settings than the study has now: {', '.join(others)}")
     for template, page in PAGES.items():
