@@ -135,6 +135,6 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """The most memory that this process has held so far, in MB (10^6 bytes): resident, and on the GPU in tensors."""
+    """The most memory that this process has held so far, in MB (10^6 bytes): resident, and of the GPU by torch."""
     main = {"main": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}  # Linux counts in KiB
-    return main | {"gpu": torch.cuda.max_memory_allocated(device) / 1e6} if device.type == "cuda" else main
+    return main | {"gpu": torch.cuda.max_memory_reserved(device) / 1e6} if device.type == "cuda" else main
