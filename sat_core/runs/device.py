@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import re
 import resource
@@ -16,6 +17,8 @@ import torch
 
 from sat_core.errors import ConfigError
 from sat_core.study import Run
+
+log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
@@ -40,11 +43,14 @@ def take_device(run: Run) -> torch.device:
             torch.cuda.set_device(free_gpu(torch.cuda.device_count()))
         try_gpu()
         return torch.device("cuda")
-    if os.environ.get("CUDA_VISIBLE_DEVICES") and DRIVER.exists():
-        raise ConfigError(
-            f"torch {torch.__version__} cannot use the GPU that this job was given: its driver may be too old for CUDA "
-            f"{torch.version.cuda} (nvidia-smi shows both); to go on without a GPU, set resources: {{gpus: 0}}"
-        )
+    if DRIVER.exists():
+        why = f"its driver may be too old for CUDA {torch.version.cuda} (nvidia-smi shows both)"
+        if os.environ.get("CUDA_VISIBLE_DEVICES"):
+            raise ConfigError(
+                f"torch {torch.__version__} cannot use the GPU that this job was given: {why}; to go on without a GPU, "
+                "set resources: {gpus: 0}"
+            )
+        log.warning("torch %s sees no GPU, though there is a driver for one: %s", torch.__version__, why)
     return torch.device("cpu")
 
 

@@ -184,13 +184,14 @@ def test_the_precision_of_auto_is_on_record_and_outlives_a_change_of_device(writ
     assert not folder.differences(run, "train", record["made_of"])
 
 
-def test_a_gpu_is_used_if_wanted_and_one_that_torch_cannot_use_is_told(write_study, tmp_path, monkeypatch):
+def test_a_gpu_is_used_if_wanted_and_one_that_torch_cannot_use_is_told(write_study, tmp_path, monkeypatch, caplog):
     without = TINY | {"overrides": [*TINY["overrides"], {"set": {"resources": {"gpus": 0}}}]}
     run, alone = (Study(write_study(study)).run(PSAT) for study in (TINY, without))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("sat_core.runs.device.DRIVER", tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert take_device(run).type == "cpu"
+    assert "sees no GPU, though there is a driver for one" in caplog.text
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert take_device(alone).type == "cpu"
     with pytest.raises(ConfigError, match="cannot use the GPU that this job was given"):
