@@ -259,10 +259,9 @@ def main() -> None:
         rows: list[dict[str, object]] = []
         with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
             try:
-                for row in part(device, size) if time.monotonic() < until else ():
+                found = part(device, size)
+                while time.monotonic() < until and (row := next(found, None)):
                     rows.append(row)
-                    if time.monotonic() > until:
-                        break
             except Exception as error:  # what the others find is worth having, too
                 traceback.print_exc()
                 failed.append(part.__name__)

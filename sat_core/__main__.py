@@ -169,18 +169,19 @@ def asked(options: argparse.Namespace) -> tuple[Study, Run | None]:
         if options.verb not in ("check", "plan", "status"):
             folder.claim(study)
         return study, None if getattr(options, "run", None) is None else study.run(options.run)
-    from sat_core.runs.check import check
     from sat_core.runs.judge import alone
 
     external = {key: getattr(options, key) for key in ("model", "weights", "mean", "std", "prefix")}
-    return alone(check, Path(options.out), options.dataset, options.epsilon, external, options.images)
+    return alone(Path(options.out), options.dataset, options.epsilon, external, options.images)
 
 
 def judge(study: Study, run: Run) -> None:
     """Bring the network in, judge it, write its card and print that."""
     from sat_core.report.card import NAME, write_card
+    from sat_core.runs.judge import keep
 
     begin(study, run)
+    keep(study)
     finish(study, run, "evaluate")
     write_card(run)
     print((run.folder / NAME).read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sat_core.hessian import Objective, relative_flatness, spectrum, trace
 from sat_core.runs import checkpoint, folder
 from sat_core.runs.device import device_name, take_device
-from sat_core.runs.files import make_folder, verify
+from sat_core.runs.files import verify
 from sat_core.runs.heartbeat import Heart, beating
 from sat_core.runs.network import trained_model
 from sat_core.runs.sample import measure, sample
@@ -31,7 +31,6 @@ def curvature(run: Run) -> None:
     The run's folder is not locked: this may go on beside its evaluation and landscape, and the file appears whole.
     Raises ConfigError if the run is not trained with its present configuration and code, or lacks a snapshot.
     """
-    make_folder(run.folder)
     with beating(run, "curvature") as heart:
         folder.write_record(run, "curvature", measured(run, heart))
 

@@ -23,7 +23,7 @@ import psutil
 
 from sat_core.errors import ConfigError, Interrupted
 from sat_core.runs import folder
-from sat_core.runs.files import HOST, digest
+from sat_core.runs.files import HOST, digest, make_folder
 from sat_core.study import Run
 
 if TYPE_CHECKING:
@@ -93,7 +93,11 @@ class Heart:
 
 @contextlib.contextmanager
 def beating(run: Run, stage: str, work: str | None = None) -> Iterator[Heart]:
-    """Tell whoever watches that this process works on a stage of ``run``, or on that part of it called ``work``."""
+    """Tell whoever watches that this process works on a stage of ``run``, or on that part of it called ``work``.
+
+    Raises ConfigError where nothing can be written into the run's folder.
+    """
+    make_folder(run.folder)
     work = work or stage
     heart = Heart(run.folder / f".{work}.beat.json", Beat(work, hash_of(run, stage)))
     heart.write()
@@ -119,8 +123,9 @@ def beating(run: Run, stage: str, work: str | None = None) -> Iterator[Heart]:
 def hash_of(run: Run, stage: str) -> str:
     """A hash of the settings, code, images and weights that a stage's result would be made of now."""
     made = folder.present(run, stage)
-    with contextlib.suppress(ConfigError):
-        made |= {} if stage == "train" else {"weights": folder.weights(run)}
+    if stage != "train":
+        with contextlib.suppress(ConfigError):
+            made |= {"weights": folder.weights(run)}
     return digest(made)[:16]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,11 @@ NAME = "judged"
 
 
 def alone(
-    check: Callable[[Study, list[Run]], None],
-    out: Path,
-    dataset: str,
-    epsilon: str,
-    external: dict[str, Any],
-    images: int | None = None,
+    out: Path, dataset: str, epsilon: str, external: dict[str, Any], images: int | None = None
 ) -> tuple[Study, Run]:
-    """``judge.yaml`` in the folder ``out`` as a study; and its run, which has its files there.
+    """``judge.yaml`` in the folder ``out``, not written yet, as a study; and its run, which has its files in ``out``.
 
-    ``external``: as in a study, its files as seen from the working directory. Raises ConfigError as a study and
-    ``check`` do; only what they let pass is written.
+    ``external``: as in a study, its files as seen from the working directory; raises ConfigError as a study does.
     """
     try:
         Epsilon.parse(epsilon)
@@ -45,10 +38,13 @@ def alone(
     }
     study = Study(out / "judge.yaml", content)
     (run,) = study.runs
-    check(study, [run])
-    with atomic(study.path) as file:
-        yaml.safe_dump(content, file, sort_keys=False)
     return study, run.model_copy(update={"place": out.as_posix()})
+
+
+def keep(study: Study) -> None:
+    """Write ``judge.yaml``, so that the folder says what was asked."""
+    with atomic(study.path) as file:
+        yaml.safe_dump(study.content, file, sort_keys=False)
 
 
 def _seen(out: Path, name: str) -> str:

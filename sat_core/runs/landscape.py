@@ -10,7 +10,7 @@ import numpy as np
 from sat_core.hessian.planes import ImagePlane, grid, random_directions, reattacked_plane, weight_plane
 from sat_core.runs import folder
 from sat_core.runs.device import device_name, take_device
-from sat_core.runs.files import atomic, make_folder
+from sat_core.runs.files import atomic
 from sat_core.runs.heartbeat import Heart, beating
 from sat_core.runs.network import trained_model
 from sat_core.runs.sample import adversarial, measure, sample
@@ -27,7 +27,6 @@ def landscape(run: Run) -> None:
     ``hessian_values`` (2,), the eigenvalues along the axes of that plane, and ``weights``, a checksum. Like curvature,
     it needs no lock. Raises ConfigError if the run is not trained with its present configuration and code.
     """
-    make_folder(run.folder)
     with beating(run, "landscape") as heart:
         lay_planes(run, heart)
 

@@ -43,8 +43,8 @@ class Study:
         self.name = self.path.stem
         if not pydantic.TypeAdapter(Name).validator.isinstance_python(self.name):
             raise ConfigError(f"{path}: a study's file name is its name: a-z, 0-9, '-' and '_' only, then .yaml")
-        said = extended(read_yaml(self.path), self.path) if content is None else content
-        self.file = parse(StudyFile, said, self.path)
+        self.content = extended(read_yaml(self.path), self.path) if content is None else content
+        self.file = parse(StudyFile, self.content, self.path)
         real = self.path.parent / self.file.rehearses if self.file.rehearses else self.path
         self.home, self.resources_file = real.parent, real.parent / "resources" / f"{real.stem}.yaml"
         self._dataset_files: dict[str, DatasetFile] = {}

@@ -96,24 +96,15 @@ def test_changed_pixels_of_the_prepared_images_are_noticed(judged, capsys):
     assert "is damaged: its test images changed; delete it, it will be made again" in capsys.readouterr().err
 
 
-def test_other_images_make_the_training_a_thing_of_the_past(judged):
+@pytest.mark.parametrize("part, stage, other", [("train", "train", "evaluate"), ("test", "evaluate", "train")])
+def test_other_images_make_what_is_of_them_a_thing_of_the_past(judged, part, stage, other):
     run = judged.run(PSAT)
     path = folder.data_file(run).with_suffix(".json")
     record = read_json(path)
-    record["train"]["sha256"] = "0" * 64
+    record[part]["sha256"] = "0" * 64
     write_json(path, record)
-    assert folder.why_again(run, "train") == ["the train images are others"]
-    assert not folder.why_again(run, "evaluate")
-
-
-def test_other_test_images_make_the_verdict_a_thing_of_the_past(judged):
-    run = judged.run(PSAT)
-    path = folder.data_file(run).with_suffix(".json")
-    record = read_json(path)
-    record["test"]["sha256"] = "0" * 64
-    write_json(path, record)
-    assert folder.why_again(run, "evaluate") == ["the test images are others"]
-    assert not folder.why_again(run, "train")
+    assert folder.why_again(run, stage) == [f"the {part} images are others"]
+    assert not folder.why_again(run, other)
 
 
 def test_weights_that_are_not_finite_are_refused_not_judged(judged, capsys):
