@@ -6,6 +6,7 @@ import argparse
 import importlib
 import io
 import logging
+import os
 import re
 import signal
 import sys
@@ -132,7 +133,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         study, run = asked(options)
         try:
-            return dispatch(options, study, run)
+            status = dispatch(options, study, run)
+            sys.stdout.flush()
+            return status
         except Exception as error:
             if run is None:
                 raise
@@ -155,6 +158,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: {out_of_memory(options.verb)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read along has stopped, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it ends
+        return 1
     except OSError as error:
         if error.filename is None:
             raise

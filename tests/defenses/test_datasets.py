@@ -13,6 +13,7 @@ PROTOCOL = {
     **dict.fromkeys(("mnist", "fashion"), ([30, 45, 60], 30, [40, 50, 60])),
     "mnist-10k": ([9, 13, 17], 9, [11, 14, 17]),
     "mnist-small": ([13, 19, 26], 13, []),
+    "cifar10-small": ([6, 14], 16, []),
     "digits": ([13, 19, 26], 13, [20, 26]),
 }
 """P-SAT's curriculum, Dynamic's horizon and the learning rate's milestones, in epochs, as the protocols have them."""

@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 from helpers import MADRY, PSAT
@@ -43,6 +45,15 @@ def test_from_waiting_to_complete(judged, capsys):
 
 def test_an_unknown_study_is_status_2(tmp_path):
     assert main(["status", "--study", str(tmp_path / "none.yaml")]) == 2
+
+
+@pytest.mark.parametrize("verb", ["check", "status"])
+def test_who_reads_along_may_stop(tiny, verb):
+    """Such as `head`."""
+    command = [sys.executable, "-m", "sat_core", verb, "--study", str(tiny.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(60)) == ("", 1)
 
 
 def test_what_is_said_of_runs_at_work_killed_failed_and_waiting(tiny):
