@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
@@ -11,12 +13,24 @@ from sat_core.fields import at
 from sat_core.study.settings import Training
 
 
+class SGD(torch.optim.SGD):
+    """Torch's, called as it is written.
+
+    Its methods come wrapped in what hides them from torch.compile, which is nothing that would compile them here, but
+    imports the compiler, in as much time as torch itself.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.SGD.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.SGD.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
 def optimizer(config: Training, model: nn.Module) -> torch.optim.Optimizer:
     """For all parameters of the network."""
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=True
-        )
+        return SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(model.parameters(), config.lr, (config.momentum, 0.999), weight_decay=config.weight_decay, fused=True)
 

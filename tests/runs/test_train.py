@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -220,6 +222,16 @@ def test_a_whole_run_is_judged_in_the_process_that_trained_it(judged, capsys):
     assert main(["train", "--study", "tiny.yaml", "--run", PSAT, "--whole"]) == 0
     assert (run.folder / "autoattack.csv").read_bytes() == verdict
     assert not (run.folder / "curvature.json").exists()  # which no table asks for
+
+
+def test_a_process_that_trains_and_judges_does_not_wait_for_the_compiler(tiny):
+    """Torch imports it, in as much time as itself, wherever something asks to be hidden from it."""
+    code = (
+        "import sys; from sat_core.__main__ import main; sys.exit(main(sys.argv[1:]) or 'torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "train", "--study", str(tiny.path), "--run", PSAT, "--whole"]
+    assert subprocess.run(command, timeout=300).returncode == 0
+    assert folder.finished(tiny.run(PSAT), "evaluate")
 
 
 def test_what_comes_after_training_and_fails_is_left_to_its_own_job(judged, caplog):
