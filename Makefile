@@ -50,6 +50,7 @@ bench: $(READY)  ## time training steps against their floors and torchattacks, a
 evidence: $(READY)  ## regenerate the studies of docs/evidence and what stands there; days, and it continues
 	snakemake --quiet rules --configfile config/demo-evidence.yaml
 	snakemake --quiet rules --configfile config/mnist-small.yaml
+	test ! -d data/cifar10-images || snakemake --quiet rules --configfile config/cifar10-small.yaml
 	python docs/evidence/refresh.py
 
 lint: $(READY)  ## check style, formatting, types, the order of the wings, and the workflow

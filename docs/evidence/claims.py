@@ -225,12 +225,24 @@ class Evidence:
         return found
 
     def grows(self, defense: str) -> dict[str, float] | None:
-        """Spearman's correlation of lambda_max with epsilon, p and n, without trivial runs; None with one epsilon."""
+        """Spearman's correlation of lambda_max with epsilon, p and n, without trivial runs; None with one epsilon.
+
+        p by permutation: the usual one is for many runs without ties.
+        """
         cells = {epsilon: self.selected(defense, epsilon)["lambda_max"] for epsilon in self.epsilons}
         radius = [float(Fraction(epsilon)) for epsilon, values in cells.items() for _ in values]
         if len(set(radius)) < 2:
             return None
-        found = stats.spearmanr(radius, np.concatenate([list(values) for values in cells.values()]))
+        ranks, others = (
+            stats.zscore(stats.rankdata(x)) for x in (radius, np.concatenate([list(v) for v in cells.values()]))
+        )
+
+        def rho(ranks: np.ndarray, axis: int = -1) -> np.ndarray:
+            return (ranks * others).mean(axis=axis)
+
+        found = stats.permutation_test(
+            (ranks,), rho, permutation_type="pairings", vectorized=True, rng=np.random.default_rng(0)
+        )
         return {"rho": float(found.statistic), "p": float(found.pvalue), "n": len(radius)}
 
     def overfitting(self) -> pd.DataFrame:
@@ -238,6 +250,25 @@ class Evidence:
         rows = self.history[self.history["defense"] != "standard"]
         found = rows.groupby(RUN, sort=False)["validation_robust"].agg(["max", "last"]) * 100
         return found.assign(loss=found["max"] - found["last"]).reset_index()
+
+    def selected_and_last(self) -> str:
+        """Clean / robust accuracy at the selected weights and at the last epoch's, a row a cell: means over seeds."""
+        rows = []
+        for epsilon in self.epsilons:
+            for defense in self.table.defenses:
+                if len(cell := self.cell(defense, epsilon)):
+                    mean = cell[["clean", "robust", "last_clean", "last_robust"]].mean()
+                    rows.append(
+                        {
+                            "epsilon": epsilon,
+                            "defense": defense,
+                            "seeds": len(cell),
+                            "selected": pair(mean["clean"], mean["robust"]),
+                            "last": pair(mean["last_clean"], mean["last_robust"]),
+                            "robust: selected - last": signed((cell["robust"] - cell["last_robust"]).mean()),
+                        }
+                    )
+        return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
     def epochs(self) -> int:
         """Of every run; raises ValueError where they differ."""

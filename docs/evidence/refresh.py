@@ -23,7 +23,7 @@ from sat_core.errors import ConfigError
 from sat_core.report.figures.accuracy import OURS, PLANE, plane
 from sat_core.report.figures.curvature import measured, ways
 from sat_core.report.figures.style import rc
-from sat_core.report.numbers import costs, evaluated, histories
+from sat_core.report.numbers import LAST, costs, evaluated, histories
 from sat_core.runs import folder
 from sat_core.runs.files import atomic
 from sat_core.study import Run, Study
@@ -34,6 +34,7 @@ SECTION = re.compile("(?<=<!-- evidence -->\n).*(?=<!-- end of evidence -->)", r
 TABLES = {
     "mnist": ("mnist-small", "mnist-small", ("mnist", "cnn")),
     "smallcnn": ("mnist-small", "mnist-small-trades", ("mnist", "cnn")),
+    "cifar": ("cifar10-small", "cifar10-small", None),
     "digits": ("demo-evidence", "digits", None),
 }
 """What the page calls a table -> its study, its name there, and where the paper has its like."""
@@ -120,6 +121,7 @@ def provenance(study: Study, table: Table, runs: dict, judged: dict) -> pd.DataF
             {
                 **dict(zip(RUN, one, strict=True)),
                 **{name: found[name] for name in ("clean", "apgd-ce", "apgd-t", "fab-t", "robust")},
+                **{name: found[name] for name in LAST if "last" in run.evaluation.weights},
                 **{name: found[name] for name in ("n", "trivial", "flags")},
                 **{name: cost.loc[one, name] for name in ("steps", "epoch_seconds", "memory")},
                 "train_seconds": record["seconds"],
