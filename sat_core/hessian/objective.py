@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vjp
-
-Weights = dict[str, Tensor]
-Gradient = Callable[[Weights], Weights]
+from torch.func import functional_call
 
 
 class Objective:
@@ -39,6 +34,7 @@ class Objective:
         self.n = len(y)
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self.theta = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+        self._kept: tuple[int, Tensor, Tensor] | None = None
 
     def weights(self, theta: Tensor) -> dict[str, Tensor]:
         """The parameters by name, as views of a flat vector."""
@@ -55,25 +51,28 @@ class Objective:
             correct += int((logits.argmax(dim=1) == y).sum())
         return loss / self.n, correct / self.n
 
+    @torch.enable_grad()
     def product(self, vector: Tensor) -> Tensor:
-        """Hessian times ``vector`` (P,), exactly: the derivative of the gradient along it (Pearlmutter 1994)."""
-        weights, direction, total = self.weights(self.theta), self.weights(vector), torch.zeros_like(vector)
-        for x, y in self.batches:
+        """Hessian times ``vector`` (P,), exactly: the gradient of the gradient's inner product with it.
 
-            def loss(weights: dict[str, Tensor], x: Tensor = x, y: Tensor = y) -> Tensor:
-                return F.cross_entropy(functional_call(self.model, weights, x), y, reduction="sum")
-
-            tangents = self._derivative(grad(loss), weights, direction)
-            total += torch.cat([tangents[name].flatten() for name in self.shapes])
+        Forward over reverse (Pearlmutter 1994) takes up to twice as long, and more memory. The gradient's graph is kept
+        until another batch needs one: where all images are one batch it is made once.
+        """
+        total = torch.zeros_like(vector)
+        for batch in range(len(self.batches)):
+            theta, gradient = self._gradient(batch)
+            # as the gradient's argument, `vector` would have torch import sympy
+            total += torch.autograd.grad(gradient @ vector, theta, retain_graph=True)[0]
         return total / self.n
 
-    @staticmethod
-    def _derivative(gradient: Gradient, weights: Weights, direction: Weights) -> Weights:
-        """Forward over reverse; where an operator lacks a forward derivative, reverse over reverse: H is symmetric."""
-        try:
-            return jvp(gradient, (weights,), (direction,))[1]
-        except NotImplementedError:
-            return vjp(gradient, weights)[1](direction)[0]
+    def _gradient(self, batch: int) -> tuple[Tensor, Tensor]:
+        """theta, and the gradient there of a batch's summed loss, to be differentiated again."""
+        if self._kept is None or self._kept[0] != batch:
+            self._kept = None  # two graphs are never alive
+            theta, (x, y) = self.theta.clone().requires_grad_(), self.batches[batch]
+            loss = F.cross_entropy(functional_call(self.model, self.weights(theta), x), y, reduction="sum")
+            self._kept = batch, theta, torch.autograd.grad(loss, theta, create_graph=True)[0]
+        return self._kept[1:]
 
 
 def gaussians(count: int, like: Tensor, seed: int) -> list[Tensor]:

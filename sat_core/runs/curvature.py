@@ -43,6 +43,8 @@ def measured(run: Run, heart: Heart) -> dict[str, Any]:
     heart.tell("curvature at the selected weights")
     selected, objective = _sharpness(run, model, x, y)
     nodes, densities = spectrum(objective, probes=config.probes, steps=config.steps, seed=config.seed)
+    parameters = len(objective.theta)
+    del objective  # and the graph that it keeps
     epochs: list[dict[str, Any]] = []
     for epoch in tqdm(run.training.snapshot_epochs, "snapshots", leave=False, disable=None):
         done, count = len(epochs), len(run.training.snapshot_epochs)
@@ -55,7 +57,7 @@ def measured(run: Run, heart: Heart) -> dict[str, Any]:
         "epsilon": run.epsilon.text,
         "config": config.model_dump(mode="json"),
         "weights": weights,
-        "parameters": len(objective.theta),
+        "parameters": parameters,
         "selected": {"epoch": None if run.external else folder.trained_record(run)["best_epoch"] + 1} | selected,
         "epochs": epochs,
         "spectrum": {"nodes": nodes, "weights": densities},

@@ -29,6 +29,7 @@ from sat_core.runs.files import read_json, write_json
 from sat_core.runs.network import measuring_attack, predict, trained_model
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Run
+from sat_core.study.settings.curvature import Curvature
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def measure(run: Run, real: Run, curved: bool) -> None:
     if run.external:
         del pieces["training"]
     if curved:
-        pieces["curvature"] = lambda: curvature(model, *(part[: real.curvature.batch_size] for part in (x, y)))
+        pieces["curvature"] = lambda: curvature(model, x, y, real.curvature)
     for name, piece in pieces.items():
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -186,9 +187,11 @@ def judging(model: nn.Module, x: Tensor, classes: int) -> dict[str, dict[str, fl
     return found
 
 
-def curvature(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+def curvature(model: nn.Module, x: Tensor, y: Tensor, config: Curvature) -> dict[str, float]:
     """Seconds an image of a product of the Hessian with a vector, and of the loss, at the batch size of curvature."""
+    x, y = (part[: min(config.images, config.batch_size)] for part in (x, y))
     objective = Objective(model, x, y, len(x))
     (vector,) = gaussians(1, objective.theta, 0)
-    product = seconds(lambda: objective.product(vector))
+    in_one = config.images <= config.batch_size  # else every product makes the graph anew
+    product = seconds(lambda: (objective if in_one else Objective(model, x, y, len(x))).product(vector))
     return {"product": product / len(x), "loss": seconds(lambda: objective(objective.theta)) / len(x)}

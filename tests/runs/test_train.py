@@ -224,14 +224,18 @@ def test_a_whole_run_is_judged_in_the_process_that_trained_it(judged, capsys):
     assert not (run.folder / "curvature.json").exists()  # which no table asks for
 
 
-def test_a_process_that_trains_and_judges_does_not_wait_for_the_compiler(tiny):
-    """Torch imports it, in as much time as itself, wherever something asks to be hidden from it."""
+def test_a_whole_run_does_not_wait_for_the_compiler(write_study, tiny_study):
+    """Torch imports it, or sympy, in as much time as itself, wherever something asks to be hidden from it."""
+    tiny_study["tables"]["digits"] |= {"curvature": ["psat"], "landscapes": ["psat"]}
+    small = {"curvature": {"images": 10}, "landscape": {"points": 3}, "evaluation": {"images": 6}}
+    study = Study(write_study(tiny_study | {"overrides": [*tiny_study["overrides"], {"set": small}]}))
     code = (
-        "import sys; from sat_core.__main__ import main; sys.exit(main(sys.argv[1:]) or 'torch._dynamo' in sys.modules)"
+        "import sys; from sat_core.__main__ import main; "
+        "sys.exit(main(sys.argv[1:]) or bool({'torch._dynamo', 'sympy'} & {*sys.modules}))"
     )
-    command = [sys.executable, "-c", code, "train", "--study", str(tiny.path), "--run", PSAT, "--whole"]
+    command = [sys.executable, "-c", code, "train", "--study", str(study.path), "--run", PSAT, "--whole"]
     assert subprocess.run(command, timeout=300).returncode == 0
-    assert folder.finished(tiny.run(PSAT), "evaluate")
+    assert all(folder.finished(study.run(PSAT), stage) for stage in folder.STAGES)
 
 
 def test_what_comes_after_training_and_fails_is_left_to_its_own_job(judged, caplog):

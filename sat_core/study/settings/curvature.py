@@ -17,7 +17,7 @@ class Curvature(Frozen):
 
     split: Literal["train", "validation", "test"] = "train"
     images: Count = Field(500, description="size of the sample, which is the same for every run of a dataset")
-    batch_size: Count = Field(100, description="images at a time; changes memory, not the result")
+    batch_size: Count = Field(100, description="images at a time; all at once take more memory and less time")
     steps: Annotated[int, Field(ge=2, strict=True)] = Field(40, description="of Lanczos, at most")
     tolerance: Positive = Field(1e-3, description="of ||Hv - lambda v|| / lambda_max, at which Lanczos stops")
     probes: Natural = Field(3, description="random vectors of the spectral density; 0: no density")
