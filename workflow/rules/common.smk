@@ -45,6 +45,11 @@ def do_without_conda():
         logger.warning(f"conda is not on PATH: the rules run in {sys.prefix}, which `make setup` made from uv.lock.")
 
 
+def is_news(record):
+    """Not that a result was there before its own job ran: `train --whole` made it. Snakemake would warn for each."""
+    return "not present when the DAG was created" not in str(record.msg)
+
+
 async def never(*_):
     """Whether an input is newer than an output: Snakemake asks whatever its rerun triggers are."""
     return False
@@ -77,6 +82,7 @@ if sat:
     if workflow.is_main_process:
         told(sat.check_once, STUDY)
         do_without_conda()
+        logger.addFilter(is_news)
         Job.restart_times = property(
             lambda job: sat.restarts(STUDY, job.rule.name, job.wildcards_dict.get("run"), job.rule.restart_times)
         )
