@@ -7,7 +7,9 @@ import subprocess
 
 import pandas as pd
 import pytest
+import yaml
 from helpers import MADRY, TINY, write_run
+from matplotlib.text import Text
 from PIL import Image
 
 from sat_core.errors import ConfigError
@@ -55,6 +57,17 @@ def test_figures_of_nothing_are_drawn_all_the_same(write_study):
     assert set(FIGURES) == set(figures.KINDS)
     for kind in FIGURES:
         assert figures.write_figure(study, "digits", kind).exists()
+
+
+def test_an_epsilon_of_which_there_is_nothing_yet_has_no_panels(measured):
+    content = yaml.safe_load(measured.path.read_text())
+    content["tables"]["digits"]["epsilons"] = [0.2, 0.3]
+    measured.path.write_text(yaml.safe_dump(content))
+    for kind in ("curves", "curvature-accuracy", "spectrum", "landscape"):
+        drawn = figures.KINDS[kind](Study(measured.path), "digits").figure
+        said = " ".join(text.get_text() for text in drawn.findobj(Text))
+        assert "= 0.3" in said and "= 0.2" not in said, kind
+    figures.plt.close("all")
 
 
 def test_models_are_never_drawn_over_one_another(write_study):

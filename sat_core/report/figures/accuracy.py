@@ -30,7 +30,7 @@ def tradeoff(study: Study, name: str) -> Drawing:
 
 def plane(study: Study, table: Table, rows: pd.DataFrame) -> Drawing:
     """As :func:`tradeoff`, of these rows; ``origin`` is OURS, or who has published a point."""
-    groups, looks = blocks(table), appearance(study, table)
+    groups, looks = blocks(table, rows), appearance(study, table)
     floor = rows.groupby(["model", "epsilon"])["robust"].transform("max") / 2
     near = rows[rows["robust"] >= floor]
     pictures = [rows] if len(near) == len(rows) else [near, rows]

@@ -84,7 +84,7 @@ def curvature_accuracy(study: Study, name: str) -> Drawing:
 
 def ways(study: Study, table: Table, rows: pd.DataFrame) -> Drawing:
     """As :func:`curvature_accuracy`, of rows such as :func:`measured` gives."""
-    labels, looks, groups = shown(rows), appearance(study, table), blocks(table)
+    labels, looks, groups = shown(rows), appearance(study, table), blocks(table, rows)
     figure, axes, starts = panels(study, len(labels), len(groups), 2.5 * len(labels) + 0.5, least=1.6)
     for column, group in enumerate(groups):
         axes[0, column].set_title(heading(table, *group, "\n"))
@@ -125,12 +125,12 @@ def spectrum(study: Study, name: str) -> Drawing:
     """The density of the Hessian's eigenvalues for the first seed of each cell, smoothed by a Gaussian kernel."""
     table = study.file.tables[name]
     looks = appearance(study, table)
-    groups = blocks(table)
-    figure, axes, starts = panels(study, 1, len(groups), 3, least=2.2)
     lines = []
     first_seed = table.first(table.curvature_ids)
     measurements = existing(study, first_seed, "curvature")
     found = [(id, content["spectrum"]) for id, content in measurements.items() if content["spectrum"]["nodes"]]
+    groups = blocks(table, [id for id, _ in found])
+    figure, axes, starts = panels(study, 1, len(groups), 3, least=2.2)
     nodes = np.concatenate([spectrum["nodes"] for _, spectrum in found] or [[0, 1]])
     kernel = max(np.ptp(nodes), 1e-12) / 100
     t = np.linspace(nodes.min() - 4 * kernel, nodes.max() + 4 * kernel, 2000)

@@ -33,7 +33,8 @@ def landscape(study: Study, name: str, plane: str) -> Drawing:
     corners may be thousands of times higher. Each panel says what the network is worth; a trivial one is red.
     """
     table = study.file.tables[name]
-    groups, width = blocks(table), study.file.figure_width
+    every = planes(study, table.landscape_ids, plane)
+    groups, width = blocks(table, every), study.file.figure_width
     across = min(max(len(table.landscapes), 2), max(int(width / 1.6), 1))
     lines = math.ceil(len(table.landscapes) / across) or 1
     figure = plt.figure(figsize=(width, (1.3 + 1.2 * width / across) * lines * len(groups)))
@@ -41,7 +42,7 @@ def landscape(study: Study, name: str, plane: str) -> Drawing:
     for part, (model, epsilon) in zip(figure.subfigures(len(groups), squeeze=False)[:, 0], groups, strict=True):
         ids = [id for id in table.landscape_ids if (id.model, id.epsilon) == (model, epsilon)]
         part.suptitle(heading(table, model, epsilon), fontsize="large")
-        files = planes(study, ids, plane)
+        files = {id: every[id] for id in ids if id in every}
         for row, line in enumerate(part.subfigures(lines, squeeze=False)[:, 0]):
             draw_planes(line, study, ids[row * across : (row + 1) * across], files, plane)
         data += [grid(id, file, plane) for id, file in files.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sat_core.report.numbers import ADDRESS, address
 from sat_core.runs import folder
 from sat_core.runs.files import read_arrays
 from sat_core.study import RunId, Study
@@ -97,9 +99,16 @@ def panels(
     return figure, axes, range(0, columns, across)
 
 
-def blocks(table: Table) -> list[tuple[str, Epsilon]]:
-    """What is never drawn over one another: runs of another model or another epsilon."""
-    return list(dict.fromkeys((id.model, id.epsilon) for id in table.run_ids))
+def blocks(table: Table, of: pd.DataFrame | Iterable[RunId] | None = None) -> list[tuple[str, Epsilon]]:
+    """What is never drawn over one another: runs of another model or another epsilon.
+
+    ``of``: rows or runs; blocks without any have no panels, unless there are none at all.
+    """
+    every = list(dict.fromkeys((id.model, id.epsilon) for id in table.run_ids))
+    if of is None:
+        return every
+    rows = of if isinstance(of, pd.DataFrame) else pd.DataFrame(map(address, of), columns=ADDRESS)
+    return [block for block in every if len(in_block(rows, *block))] or every
 
 
 def in_block(rows: pd.DataFrame, model: str, epsilon: Epsilon, defense: str | None = None) -> pd.DataFrame:

@@ -33,7 +33,7 @@ def training_curves(study: Study, name: str) -> Drawing:
     parts = histories(study, table).assign(unfinished=False), unfinished(study, table).assign(unfinished=True)
     rows = pd.concat(parts)
     looks = appearance(study, table)
-    groups = blocks(table)
+    groups = blocks(table, rows)
     figure, axes, starts = panels(study, len(DYNAMICS), len(groups), 8.2, least=1.2)
     for column, (model, epsilon) in enumerate(groups):
         axes[0, column].set_title(heading(table, model, epsilon, "\n"))
@@ -66,9 +66,9 @@ def examples(study: Study, name: str) -> Drawing:
     A column a defense; two rows an image: the perturbed image under the predictions, and the perturbation.
     """
     table = study.file.tables[name]
-    groups, width = blocks(table), study.file.figure_width
     runs = table.first(table.run_ids)
     files = existing(study, runs, "evaluate", "examples.npz")
+    groups, width = blocks(table, files), study.file.figure_width
     count = max((len(file["label"]) for file in files.values()), default=1)
     across = min(len(table.defenses), max(int(width / LEAST) - 1, 1))
     lines = math.ceil(len(table.defenses) / across)
