@@ -7,21 +7,16 @@ time. `forward over reverse`: torch.func's jvp of grad. `curvlinops`: its Hessia
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from curvlinops import HessianLinearOperator
+from steps import measure
 from torch import nn
 from torch.func import functional_call, grad, jvp
 
 from sat_core import Objective, models
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from steps import measure
 
 CASES = {"cnn": ((1, 8, 8), 150), "small": ((3, 32, 32), 200), "smallcnn": ((1, 28, 28), 200)}
 CASES |= {"preactresnet18": ((3, 32, 32), 32), "densenet121": ((3, 32, 32), 8)}
@@ -55,8 +50,8 @@ def main() -> None:
         actions["curvlinops"] = lambda h=operator, v=vector: h @ v
         assert torch.allclose(actions["ours"](), actions["curvlinops"](), rtol=1e-2, atol=1e-4 * vector.norm().item())
         times = pd.DataFrame(measure(actions, given.rounds))
-        rows[f"{name}, {n} images"] = (times.div(times["ours"], axis=0)).median().rename({"ours": "x"}).drop("x")
-        rows[f"{name}, {n} images"]["ours, ms"] = 1000 * times["ours"].median()
+        ratios = times.div(times["ours"], axis=0).median().drop("ours")
+        rows[f"{name}, {n} images"] = {**ratios, "ours, ms": 1000 * times["ours"].median()}
         print(pd.DataFrame(rows).T.round(2).to_string(), flush=True)
 
 

@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from docs.pictures import shrink
 from sat_core.errors import ConfigError
+from sat_core.report.comparisons import signed
 from sat_core.report.figures.accuracy import OURS, PLANE, plane
 from sat_core.report.figures.curvature import measured, ways
 from sat_core.report.figures.style import rc
@@ -186,6 +187,7 @@ def rendered(template: str, tables: dict[str, Evidence]) -> str:
         "f2": lambda x: f"{x:.2f}",
         "f3": lambda x: f"{x:.3f}",
         "p": p_value,
+        "signed": signed,
     }
     tools = {"require": require, "middle": middle, "median": median, "sign_test": sign_test}
     return environment.get_template(template).render(**tools, **tables)

@@ -55,8 +55,8 @@ class Objective:
     def product(self, vector: Tensor) -> Tensor:
         """Hessian times ``vector`` (P,), exactly: the gradient of the gradient's inner product with it.
 
-        Forward over reverse (Pearlmutter 1994) takes up to twice as long, and more memory. The gradient's graph is kept
-        until another batch needs one: where all images are one batch it is made once.
+        Forward over reverse (Pearlmutter 1994) takes up to twice as long. The gradient's graph is kept until another
+        batch needs one: where all images are one batch it is made once.
         """
         total = torch.zeros_like(vector)
         for batch in range(len(self.batches)):

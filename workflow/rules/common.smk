@@ -82,7 +82,8 @@ if sat:
     if workflow.is_main_process:
         told(sat.check_once, STUDY)
         do_without_conda()
-        logger.addFilter(is_news)
+        if workflow.local_exec:
+            logger.addFilter(is_news)
         Job.restart_times = property(
             lambda job: sat.restarts(STUDY, job.rule.name, job.wildcards_dict.get("run"), job.rule.restart_times)
         )

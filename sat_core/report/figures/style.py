@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sat_core.report.numbers import ADDRESS, address
 from sat_core.runs import folder
 from sat_core.runs.files import read_arrays
 from sat_core.study import RunId, Study
@@ -107,8 +106,11 @@ def blocks(table: Table, of: pd.DataFrame | Iterable[RunId] | None = None) -> li
     every = list(dict.fromkeys((id.model, id.epsilon) for id in table.run_ids))
     if of is None:
         return every
-    rows = of if isinstance(of, pd.DataFrame) else pd.DataFrame(map(address, of), columns=ADDRESS)
-    return [block for block in every if len(in_block(rows, *block))] or every
+    if isinstance(of, pd.DataFrame):
+        there = set(zip(of["model"], of["epsilon"], strict=True))
+    else:
+        there = {(id.model, id.epsilon.text) for id in of}
+    return [(model, epsilon) for model, epsilon in every if (model, epsilon.text) in there] or every
 
 
 def in_block(rows: pd.DataFrame, model: str, epsilon: Epsilon, defense: str | None = None) -> pd.DataFrame:
