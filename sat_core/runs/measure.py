@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -52,7 +53,8 @@ def measure(run: Run, real: Run, curved: bool) -> None:
     each piece. Does nothing if that has been done for these weights.
     """
     path = run.folder / folder.MEASURED
-    if path.exists() and read_json(path)["weights"] == folder.weights(run):
+    known = {"format": folder.MEASURED_FORMAT, "weights": folder.weights(run)}
+    if path.exists() and known.items() <= read_json(path).items():
         return
     content: dict[str, Any] = {"startup": startup(run), "memory_mb": {}}
     device = take_device(run)
@@ -60,7 +62,7 @@ def measure(run: Run, real: Run, curved: bool) -> None:
     if device.type == "cuda":
         content["gpu_mb"] = torch.cuda.get_device_properties(device).total_memory / 1e6
     (images,) = load(run, "test")
-    model, weights = trained_model(run, device)
+    model, _ = trained_model(run, device)
     judged = min(real.evaluation.batch_size, real.evaluation.images or len(images))
     x, y = (part.to(device) for part in images.batch(slice(0, max(VALIDATED, judged, real.curvature.batch_size))))
     pieces: dict[str, Callable[[], Any]] = {
@@ -83,7 +85,7 @@ def measure(run: Run, real: Run, curved: bool) -> None:
                 raise
             content[name] = None
         content["memory_mb"][name] = peak_memory(device)
-    write_json(path, content | {"weights": weights})
+    write_json(path, content | known)
     log.info("%s: measured", run.folder)
 
 
@@ -157,32 +159,32 @@ def validation(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> float:
     return seconds(work) / len(x)
 
 
-def judging(model: nn.Module, x: Tensor, classes: int) -> dict[str, dict[str, float]]:
-    """Seconds of images that stand until the end, for each attack of AutoAttack: of an ``image``, and of a ``block``.
+def judging(model: nn.Module, x: Tensor, classes: int) -> dict[str, list[tuple[int, float]]]:
+    """Seconds of a block of images that stand until the end, for each attack of AutoAttack: of one, some, and all.
 
-    A block takes its own time, however few of its images stand: the network's calls. Both come from timing all images
-    and one. Each attack is timed for a few of its iterations, and for one: the difference tells what the rest takes.
+    Between, time is no straight line: on a processor few images take long for their number, on a GPU as long as many.
+    Each attack is timed for a few of its iterations, and for one: the difference tells what the rest takes.
     """
     y = predict(model, x)
     adversary = pyautoattack.AutoAttack(model, eps=HARMLESS, seed=0, device=x.device)
     adversary.apgd.loss, adversary.fab.targeted = "ce", True
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = 1
-    targets, found = min(9, classes - 1), {}
+    targets = min(9, classes - 1)
+    found: dict[str, list[tuple[int, float]]] = {}
     for name, attack, length, times, few in (
         ("apgd-ce", adversary.apgd, "n_iter", 1, 6),
         ("apgd-t", adversary.apgd_targeted, "n_iter", targets, 6),
         ("fab-t", adversary.fab, "n_iter", targets, 6),
         ("square", adversary.square, "n_queries", 1, 25),
     ):
-        all_of_it, whole = getattr(attack, length), {}
-        for n in {len(x), 1}:
+        all_of_it, found[name] = getattr(attack, length), []
+        for n in sorted({1, math.ceil(len(x) / 8), len(x)}):
             timed = []
             for iterations in (1, few):
                 setattr(attack, length, iterations)
                 timed.append(seconds(functools.partial(attack.perturb, x[:n], y[:n])))
-            whole[n] = times * (timed[0] + (all_of_it - 1) * max(0.0, timed[1] - timed[0]) / (few - 1))
-        image = max(0.0, whole[len(x)] - whole[1]) / max(1, len(x) - 1)
-        found[name] = {"image": image, "block": whole[len(x)] - image * len(x)}
+            rest = (all_of_it - 1) * max(0.0, timed[1] - timed[0]) / (few - 1)
+            found[name].append((n, times * (timed[0] + rest)))
         setattr(attack, length, all_of_it)
     return found
 

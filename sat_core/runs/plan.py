@@ -64,6 +64,7 @@ def plan(study: Study, rehearsal: Study | None, at_once: int, limits: dict[str, 
                 f"--configfile {study.path} --config rehearse=true first"
             )
         return guess(study)
+    found = predict.in_common(found)
     cells = [cell_of(study, groups[name], costs) for name, costs in found.items() if costs is not None]
     said = [table(cells).to_string(index=False), "", summary(cells, at_once, limits)]
     for name in (name for name, costs in found.items() if costs is None):
@@ -151,7 +152,8 @@ def comparison(cells: list[Cell]) -> pd.DataFrame | None:
         if trained := [(run, record) for run in own if (record := predict.taken(run, "train"))]:
             came = [predict.training_as_it_came(run, cell.costs, history(run)) for run, _ in trained]
             row |= compared("training", cell.training, came, [record["seconds"] for _, record in trained])
-        if judged := [(run, record) for run in cell.runs if (record := predict.taken(run, "evaluate"))]:
+        judged = [(run, record) for run in cell.runs if (record := predict.taken(run, "evaluate"))]
+        if judged and cell.costs.measured["judging"]:
             came = [predict.judging_as_it_came(run, cell.costs, record) for run, record in judged]
             took = [folder.seconds_of(record) or 0 for _, record in judged]
             row |= compared("AutoAttack", cell.judging, came, took)

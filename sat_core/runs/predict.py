@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from sat_core import defenses
@@ -84,13 +85,40 @@ class Costs:
         return sum(found.values())
 
 
+def in_common(found: dict[str, Costs | None]) -> dict[str, Costs | None]:
+    """The same, with AutoAttack's times in the median of all runs that have measured the same work.
+
+    That is a network of the same dataset and blocks of the same sizes; defense and epsilon do not matter, as no image
+    breaks. The speed of a machine that others use wanders, and one moment's would be put down to one defense.
+    """
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for costs in found.values():
+        if costs and costs.measured["judging"]:
+            groups.setdefault(_judging_work(costs), []).append(costs.measured["judging"])
+    return {
+        name: Costs(costs.run, costs.measured | {"judging": _median(groups[_judging_work(costs)])})
+        if costs and costs.measured["judging"]
+        else costs
+        for name, costs in found.items()
+    }
+
+
+def _judging_work(costs: Costs) -> tuple[Any, ...]:
+    (sizes, *_) = ([n for n, _ in blocks] for blocks in costs.measured["judging"].values())
+    return costs.run.dataset, costs.run.model, costs.measured["device"], *sizes
+
+
+def _median(times: list[dict[str, Any]]) -> dict[str, Any]:
+    return {attack: np.median([one[attack] for one in times], axis=0).tolist() for attack in times[0]}
+
+
 def _megabytes(run: Run, images: int) -> float:
     channels, height, width = run.data.image
     return images * channels * height * width / 1e6
 
 
 def costs_of(rehearsal: Study, run: Run) -> Costs | None:
-    """What the rehearsal of ``run`` has measured, or None if it has not. Raises ConfigError where it is damaged."""
+    """What the rehearsal of ``run`` has measured, or None. Raises ConfigError where that cannot be read."""
     ids = {(id.dataset, id.model, id.defense, id.epsilon): id for id in rehearsal.run_ids.values()}
     if (id := ids.get((run.dataset, run.model, run.defense, run.epsilon))) is None:
         return None
@@ -98,7 +126,10 @@ def costs_of(rehearsal: Study, run: Run) -> Costs | None:
     path = small.folder / folder.MEASURED
     if not path.exists():
         return None
-    return Costs(small, read_json(path))
+    measured = read_json(path)
+    if measured.get("format") != folder.MEASURED_FORMAT:
+        raise ConfigError(f"{path} is of another version of sat_core: delete {rehearsal.folder} and rehearse again")
+    return Costs(small, measured)
 
 
 def counts(run: Run) -> tuple[int, int, int]:
@@ -154,10 +185,9 @@ def _kind_of_each(run: Run) -> Iterator[str]:
 
 def judging(run: Run, costs: Costs) -> Span:
     """Seconds of AutoAttack: no image stands the first attack, STANDING of them stand all, every one does."""
+    attacks, images = costs.measured["judging"] or {}, counts(run)[2]
     shares = (0.0, _standing(run), 1.0)
-    each = Span(
-        *(_judged(run, costs, counts(run)[2], dict.fromkeys(costs.measured["judging"], s), 1.0) for s in shares)
-    )
+    each = Span(*(_judged(run, costs, images, dict.fromkeys(attacks, share), 1.0) for share in shares))
     return each * len(run.evaluation.weights)
 
 
@@ -165,11 +195,16 @@ def _judged(run: Run, costs: Costs, images: int, after: dict[str, float], before
     """Seconds of AutoAttack on so many images, by the shares of them that stand before, and after each attack."""
     total, blocks = 0.0, math.ceil(images / run.evaluation.batch_size)
     for attack, standing in after.items():
-        cost = costs.measured["judging"][attack]
         share = standing + BROKEN.get(attack, 0.5) * (before - standing)
-        total += images * share * cost["image"] + min(blocks, round(images * before)) * cost["block"]
+        total += blocks * _of_block(costs.measured["judging"][attack], images * share / blocks)
         before = standing
     return total
+
+
+def _of_block(measured: list[tuple[int, float]], images: float) -> float:
+    """Seconds of so many images, in the mean of blocks: on the lines between those measured, in proportion beyond."""
+    sizes, seconds = zip((0, 0.0), *measured, strict=True)
+    return float(np.interp(images, sizes, seconds)) * max(1.0, images / sizes[-1])
 
 
 def curvature(run: Run, costs: Costs, stages: list[str]) -> Span:

@@ -28,13 +28,14 @@ from sat_core.runs.rehearsal import write
 from sat_core.study import Study
 
 MEASURED = {
+    "format": 2,
     "device": "a machine",
     "startup": 5.0,
     "weights": None,
     "memory_mb": {"training": {"main": 900.0}, "judging": {"main": 1000.0}},
     "training": {"first": {"whole": 0.4, "half": 0.3}, "last": {"whole": 0.2, "half": 0.2}},
     "validation": 0.01,
-    "judging": {a: {"image": s, "block": 0.0} for a, s in zip(ATTACKS, (1.0, 9.0, 18.0, 12.0), strict=True)},
+    "judging": {a: [[1, s]] for a, s in zip(ATTACKS, (1.0, 9.0, 18.0, 12.0), strict=True)},
     "curvature": {"product": 0.1, "loss": 0.01},
 }
 
@@ -106,7 +107,7 @@ def test_judging_is_between_the_first_attack_and_all_of_them(paced):
     plain = run.model_copy(update={"base": "standard"})
     assert predict.judging(plain, costs(run)).likely == 12.0  # nothing is supposed to stand
     verdict = {"n": 12, "clean": 1.0, "after": {"apgd-ce": 0.5, "apgd-t": 0.5, "fab-t": 0.5, "square": 0.25}}
-    blocks = costs(run, judging={attack: {"image": 0.0, "block": 2.0} for attack in ATTACKS})
+    blocks = costs(run, judging={attack: [[1, 2.0], [4, 2.0]] for attack in ATTACKS})
     small = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"batch_size": 5})})
     assert predict.judging(small, blocks) == Span(3 * 2.0, 3 * 8.0, 3 * 8.0)  # of which none stands is not attacked
     came = predict.judging_as_it_came(run, costs(run), verdict)
@@ -141,9 +142,7 @@ def cells_of(study: Study, **changes) -> list[Cell]:
 
 
 def test_what_does_not_fit_is_said_with_what_to_set_and_written_where_the_study_reads_it(paced):
-    slow = {
-        "judging": {attack: {"image": 60 * cost["image"], "block": 0.0} for attack, cost in MEASURED["judging"].items()}
-    }
+    slow = {"judging": {attack: [[1, 60 * seconds]] for attack, ((_, seconds),) in MEASURED["judging"].items()}}
     found = needs.misfits(cells_of(paced, **slow), {"max_minutes": 1440})
     (minutes,) = [misfit for misfit in found if "evaluate_minutes" in misfit.said]
     assert minutes.said == "digits/cnn: evaluate_minutes 20, but more than that is needed: 601"
@@ -175,11 +174,13 @@ def test_a_long_training_is_said_to_take_several_jobs(paced):
 
 def test_what_a_gpu_does_not_hold_is_said(paced):
     memory = {"training": {"main": 900.0, "gpu": 6000.0}}
-    found = needs.misfits(cells_of(paced, memory_mb=memory, gpu_mb=16000.0, curvature=None), {})
+    found = needs.misfits(cells_of(paced, memory_mb=memory, gpu_mb=16000.0, curvature=None, judging=None), {})
     (shared,) = [misfit for misfit in found if "runs_per_gpu" in misfit.said]
     assert shared.resources == {"runs_per_gpu": 2} and "runs_per_gpu 4, but one takes 6000 MB" in shared.said
-    (batch,) = [misfit for misfit in found if "batch_size" in misfit.said]
-    assert "curvature.batch_size takes more than the GPU's memory" in batch.said and not batch.resources
+    batches = [misfit for misfit in found if "batch_size" in misfit.said]
+    assert not any(misfit.resources for misfit in batches)
+    for setting, misfit in zip(("evaluation", "curvature"), batches, strict=True):
+        assert f"{setting}.batch_size takes more than the GPU's memory" in misfit.said
 
 
 def test_memory_is_of_the_runs_own_number_of_images(tiny):
@@ -198,6 +199,7 @@ def test_after_the_study_planned_stands_beside_taken(paced):
     (row,) = comparison(cells_of(paced)).to_dict("records")
     assert row["run"] == "digits/cnn/psat/eps0.3"
     assert (row["training took"], row["AutoAttack took"]) == ("8.0 s", "6.0 s")
+    assert "AutoAttack took" not in comparison(cells_of(paced, judging=None)).columns  # was too large to be measured
     assert row["training as it came"] == duration(1293 / 64 * (0.3 + 0.2) + 144 * 0.01 * 2)
     write_json(run.folder / "run.json", record | {"seconds": 8.0, "adopted_from": "results/other"})
     assert "training took" not in comparison(cells_of(paced)).columns
@@ -211,3 +213,27 @@ def test_the_plan_of_a_rehearsed_study_names_what_is_not_in_it(paced):
     assert "digits/cnn/madry/eps0.3 is not in this: its rehearsal is not finished" in said
     assert said.splitlines()[1].split()[:2] == ["digits/cnn/psat/eps0.3", "1"]
     assert "Measured on a machine" in said and "All 1 runs" in said
+    write_json(small.folder / folder.MEASURED, MEASURED | {"format": 1})
+    with pytest.raises(ConfigError, match=r"of another version of sat_core: delete .*-rehearsal and rehearse again"):
+        plan(paced, rehearsal, 1, {}, write=False)
+
+
+def test_time_of_a_block_lies_on_the_lines_between_those_measured(paced):
+    run = paced.run(PSAT)  # 12 images
+    some = costs(run, judging={"square": [[1, 2.0], [4, 8.0], [12, 16.0]]})
+
+    def seconds(standing: float) -> float:
+        return predict.judging_as_it_came(run, some, {"n": 12, "clean": standing, "after": {"square": standing}})
+
+    assert [seconds(n / 12) for n in (0, 0.5, 1, 2, 4, 8, 12)] == pytest.approx([0, 1, 2, 4, 8, 12, 16])
+
+
+def test_what_several_runs_have_measured_is_taken_in_the_median(paced):
+    def measured(seconds: float, n: int = 1) -> Costs:
+        return costs(paced.run(PSAT), judging={"square": [[n, seconds]]})
+
+    found = {"a": measured(2.0), "b": measured(3.0), "c": measured(40.0), "larger": measured(9.0, n=2), "missing": None}
+    medians = predict.in_common(found | {"too large": costs(paced.run(PSAT), judging=None)})
+    found = [medians[name].measured["judging"]["square"] for name in ("a", "c", "larger")]
+    assert found == [[[1, 3]], [[1, 3]], [[2, 9]]]
+    assert medians["missing"] is None and medians["too large"].measured["judging"] is None

@@ -138,9 +138,11 @@ def test_judging_in_a_rehearsal_measures_what_everything_costs(small, capsys):
     path = small.run(address).folder / folder.MEASURED
     found, before = read_json(path), path.stat().st_mtime_ns
     assert set(found["judging"]) == {"apgd-ce", "apgd-t", "fab-t", "square"}
-    times = [found["validation"], *found["curvature"].values(), *(cost["image"] for cost in found["judging"].values())]
+    blocks = [block for attack in found["judging"].values() for block in attack]
+    assert len(blocks) == 12 and {n for n, _ in blocks} == {1, 4, 30}
+    times = [found["validation"], *found["curvature"].values(), *(time for _, time in blocks)]
     times += [cost for kind in found["training"].values() for cost in kind.values()]
-    assert len(times) == 11 and all(0 < time < 60 for time in times)
+    assert len(times) == 19 and all(0 < time < 60 for time in times)
     assert found["startup"] > 0
     assert found["memory_mb"]["training"]["main"] > 100
     assert main(["evaluate", "--study", str(small.path), "--run", address]) == 0
