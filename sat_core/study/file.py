@@ -174,6 +174,16 @@ class StudyFile(Frozen):
                     raise ValueError(f"'{name}{part}' is a file of table '{name}'; give it another name")
         return tables
 
+    @pydantic.field_validator("tables")
+    @classmethod
+    def _epsilons_are_written_one_way(cls, tables: dict[str, Table]) -> dict[str, Table]:
+        """As typed, they are folders: one radius written two ways would be trained twice."""
+        written: dict[float, str] = {}
+        for epsilon in (epsilon for table in tables.values() for epsilon in table.epsilons):
+            if (before := written.setdefault(epsilon.value, str(epsilon))) != str(epsilon):
+                raise ValueError(f"epsilons {before} and {epsilon} are the same radius: write it one way")
+        return tables
+
     @pydantic.model_validator(mode="after")
     def _externals_in_tables(self) -> StudyFile:
         """Tell the tables which of their defenses are externals, and that the others need a model."""

@@ -72,6 +72,12 @@ def test_an_image_folder_needs_yaml_alone(folder_study, tmp_path):
         assert sorted(image.tobytes() for image in files) == sorted(image.tobytes() for image in found)
 
 
+def test_a_folder_may_lie_in_the_users_home(folder_study, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = one_run(folder_study(root="~/pictures"))
+    assert (run.data.root, run.data.classes, len(load(run, "test")[0])) == (str(tmp_path / "pictures"), 4, 16)
+
+
 def test_the_prepared_file_is_made_once_and_again_when_damaged(folder_study, tmp_path):
     run = one_run(folder_study())
     record, path = prepare(run), folder.data_file(run)

@@ -85,6 +85,7 @@ BAD = {
     "epsilon -1": (changed("tables.digits.epsilons", [-1]), "epsilon '-1' is not a number or fraction in (0, 1]"),
     "epsilon 2": (changed("tables.digits.epsilons", [2]), "epsilon '2' is not"),
     "epsilon true": (changed("tables.digits.epsilons", [True]), "epsilon 'True' is not"),
+    "one radius": (changed("tables.digits.epsilons", [0.3, "3/10"]), "epsilons 0.3 and 3/10 are the same radius"),
     "twice": (changed("tables.digits.seeds", [0, 0]), "listed twice: 0"),
     "negative seed": (changed("tables.digits.seeds", [-1]), "tables.digits.seeds.0: "),
     "escape": (changed("tables.digits.models", ["../cnn"]), "tables.digits.models.0: "),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sat_core.fields import Count, Frozen, Number, Positive
 
@@ -16,7 +17,9 @@ class Data(Frozen):
     """Where a dataset comes from and what its images look like."""
 
     source: Literal["digits", "mnist", "fashion", "cifar10", "cifar100", "imagenette", "folder"]
-    root: str = Field("data", description="folder of the files; downloaded to if they are not there")
+    root: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+        "data", description="folder of the files; downloaded to if they are not there"
+    )
     image: tuple[Literal[1, 3], Count, Count] = Field(description="channels, height, width")
     classes: Annotated[
         int, Field(ge=4, strict=True, description="AutoAttack needs four or more; of a folder: found if not given")
@@ -31,7 +34,7 @@ class Data(Frozen):
     @classmethod
     def _find_classes(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("source") == "folder" and "classes" not in data:
-            train = Path(str(data.get("root", "data")), "train")
+            train = Path(str(data.get("root", "data")), "train").expanduser()
             found = sorted(path.name for path in train.iterdir() if path.is_dir()) if train.is_dir() else []
             if len(found) < 4:
                 raise ValueError(f"{train} must hold a folder for each of four or more classes, it holds {found}")
