@@ -61,12 +61,12 @@ def test_figures_of_nothing_are_drawn_all_the_same(write_study):
 
 def test_an_epsilon_of_which_there_is_nothing_yet_has_no_panels(measured):
     content = yaml.safe_load(measured.path.read_text())
-    content["tables"]["digits"]["epsilons"] = [0.2, 0.3]
+    content["tables"]["digits"]["epsilons"] = [0.2, 0.3, 0.45]
     measured.path.write_text(yaml.safe_dump(content))
-    for kind in ("curves", "curvature-accuracy", "spectrum", "landscape"):
+    for kind in ("curves", "curvature-accuracy", "spectrum", "landscape", "landscape-pair"):
         drawn = figures.KINDS[kind](Study(measured.path), "digits").figure
         said = " ".join(text.get_text() for text in drawn.findobj(Text))
-        assert "= 0.3" in said and "= 0.2" not in said, kind
+        assert "= 0.3" in said and "= 0.2" not in said and "= 0.45" not in said, kind
     figures.plt.close("all")
 
 

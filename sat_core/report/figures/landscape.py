@@ -107,13 +107,14 @@ def draw_planes(part: SubFigure, study: Study, ids: list[RunId], data: dict, pla
 def pair(study: Study, name: str) -> Drawing:
     """Two surfaces for a slide, the first and the last of the table's landscapes: one scale, camera and light.
 
-    Random directions, the first model and the largest epsilon, where defenses differ most.
+    Random directions, and of what is there the first model and the largest epsilon, where defenses differ most.
     """
     table = study.file.tables[name]
-    epsilon = max(table.epsilons, key=lambda epsilon: epsilon.value)
-    ids = [id for id in table.landscape_ids if (id.model, id.epsilon) == (table.networks[0], epsilon)]
+    every = planes(study, table.landscape_ids, "random")
+    model, epsilon = max(blocks(table, every), key=lambda block: block[1].value)
+    ids = [id for id in table.landscape_ids if (id.model, id.epsilon) == (model, epsilon)]
     ids = list(dict.fromkeys([ids[0], ids[-1]]))
-    files = planes(study, ids, "random")
+    files = {id: every[id] for id in ids if id in every}
     levels = levels_of(files, "random")
     figure, axes = plt.subplots(
         1, len(ids), figsize=(SLIDE, 0.5 * SLIDE), squeeze=False, subplot_kw={"projection": "3d"}
