@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="for the whole study (all)")
     parser.add_argument("--out", type=Path, default=Path("results/bench/whole.csv"))
     given = parser.parse_args()
+    os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # as `make` has it: else some fifty processes compile what they import
     out, images = given.out.resolve(), Path("data").resolve()
     with tempfile.TemporaryDirectory() as name:
         project = Project(Path(name) / "project", yaml.safe_load(given.study.read_text()), given.study.stem)
