@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,6 +30,12 @@ CODES = {"clean": "w", "apgd-ce": "c", "apgd-t": "t", "fab-t": "f", "square": "s
 """What became of a test image -> its letter in `*-verdicts.csv`: wrong unattacked, broken by an attack, or standing."""
 FILES = ("runs", "history", "curvature", "verdicts")
 SHORT_OF = "–"
+NOTHING = 0.2
+"""Of ten classes, as in docs/hsat.md: clean accuracy on validation images below it is that of a constant, or nearly."""
+MARGIN = 3
+"""Points: what counts as no difference. The paper's own are 1 to 5."""
+FEW = 6
+"""Runs: a rank correlation of fewer cannot be told from chance."""
 
 
 class Evidence:
@@ -75,7 +82,7 @@ class Evidence:
                     row[f"seed {seed}"] = (
                         pair(*cell.loc[seed, ["clean", "robust", "trivial"]]) if seed in cell.index else SHORT_OF
                     )
-                row["mean"] = pair(cell["clean"].mean(), cell["robust"].mean())
+                row["mean"] = pair(cell["clean"].mean(), cell["robust"].mean()) + constants(cell)
                 row["paper"] = self.theirs(defense, epsilon)
                 rows.append(row)
         frame = pd.DataFrame(rows)
@@ -145,21 +152,32 @@ class Evidence:
         frame = pd.DataFrame(rows)
         return frame.assign(p_holm=holm(frame["p"].to_numpy())) if rows else frame
 
+    def of_pair(self, compared: pd.DataFrame, first: str, second: str, epsilon: str, accuracy: str) -> dict[str, float]:
+        """One row of :meth:`compared`."""
+        where = {"first": first, "second": second, "epsilon": epsilon, "accuracy": accuracy}
+        (row,) = compared[(compared[list(where)] == pd.Series(where)).all(axis=1)].to_dict("records")
+        return row
+
+    def robust_rows(self, compared: pd.DataFrame, base: str, *epsilons: str) -> pd.DataFrame:
+        """The rows of :meth:`compared` against one defense at these epsilons, of robust accuracy."""
+        rows = compared[(compared["accuracy"] == "robust") & (compared["second"] == base)]
+        return rows[rows["epsilon"].isin(epsilons)]
+
     def shown(self, compared: pd.DataFrame) -> str:
-        """A row a pair and epsilon, bold where it is significant."""
+        """A row a pair and epsilon, bold where it is significant and of more than one seed."""
         rows = []
         for (epsilon, first, second), found in compared.groupby(["epsilon", "first", "second"], sort=False):
             row = {"epsilon": epsilon, "pair": f"{first} – {second}"}
             for one in found.itertuples():
-                text = f"{signed(one.difference)} [{signed(one.low)}, {signed(one.high)}]"
-                row[one.accuracy] = f"**{text}**" if one.p_holm < LEVEL else text
-                row[f"p, {one.accuracy}"] = p_value(one.p_holm)
+                text = interval(one._asdict())
+                row[one.accuracy] = f"**{text}**" if one.p_holm < LEVEL and one.seeds > 1 else text
+                row[f"p, {one.accuracy}"] = p_value(one.p_holm) if one.seeds > 1 else f"({p_value(one.p_holm)})"
             rows.append(row | {"seeds": one.seeds})
         return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
     def counted(self, compared: pd.DataFrame, first: str, accuracy: str = "robust") -> str:
-        """How often a defense is significantly better, worse, and neither, in words."""
-        rows = compared[(compared["first"] == first) & (compared["accuracy"] == accuracy)]
+        """How often a defense is significantly better, worse, and neither, in words; pairs of one seed do not count."""
+        rows = compared[(compared["first"] == first) & (compared["accuracy"] == accuracy) & (compared["seeds"] > 1)]
         sure = rows[rows["p_holm"] < LEVEL]["difference"]
         return f"better in {(sure > 0).sum()}, worse in {(sure < 0).sum()}, neither in {len(rows) - len(sure)}"
 
@@ -169,10 +187,34 @@ class Evidence:
         wide = runs.pivot_table("robust", ["epsilon", "seed"], "defense")[[defense, base]].dropna()
         return int((wide[defense] > wide[base]).sum()), len(wide)
 
-    def flagged(self, epsilon: str) -> str:
-        """Runs of SAT on which AutoAttack's Square finds too much, and all."""
-        cells = pd.concat([self.cell(name, epsilon) for name in ("psat", "hsat")])
-        return f"{cells['flags'].fillna('').str.contains('square').sum()} of {len(cells)}"
+    def ended(self, defense: str, *epsilons: str) -> int:
+        """Runs whose last epoch answers next to nothing rightly, unattacked: selection puts such weights last."""
+        last = self.history.groupby(RUN).last().reset_index()
+        cells = last[(last["defense"] == defense) & last["epsilon"].isin(epsilons or self.epsilons)]
+        return int((cells["validation_clean"] < NOTHING).sum())
+
+    def constants(self, defense: str, *epsilons: str) -> str:
+        """Trivial runs, of all, and how many more ended so."""
+        trivial, count = self.trivial(defense, *epsilons)
+        more = self.ended(defense, *epsilons) - trivial
+        return SHORT_OF if not count else f"{trivial} of {count}" + (f" ({more} at the end)" if more > 0 else "")
+
+    def masked(self, *defenses: str) -> Iterator[tuple[str, list[str]]]:
+        """Each epsilon that has runs, and of each defense what Square takes after the other attacks, with the flags."""
+        for epsilon in self.epsilons:
+            found = []
+            for cell in (self.cell(name, epsilon) for name in defenses):
+                cell = cell[~cell["trivial"]]
+                taken = (cell["fab-t"] - cell["robust"]).mean()
+                flags = cell["flags"].fillna("").astype(str).str.contains("square").sum()
+                found.append(f"{taken:.1f} ({flags} of {len(cell)})" if len(cell) else SHORT_OF)
+            if set(found) != {SHORT_OF}:
+                yield epsilon, found
+
+    def takes(self, epsilon: str, *defenses: str) -> pd.Series:
+        """What Square takes after the other attacks, in points, run by run."""
+        cells = pd.concat([self.cell(name, epsilon) for name in defenses])
+        return cells["fab-t"] - cells["robust"]
 
     def losses(self, defense: str, epsilon: str) -> pd.DataFrame:
         """Training loss, a row an epoch, a column a seed."""
@@ -194,10 +236,10 @@ class Evidence:
             found["selected"] & ~found["trivial"] & (found["defense"] == defense) & (found["epsilon"] == epsilon)
         ].set_index("seed")
 
-    def ratios(self, defense: str, base: str, measure: str) -> list[float]:
+    def ratios(self, defense: str, base: str, measure: str, *epsilons: str) -> list[float]:
         """``defense`` over ``base`` at the selected weights, for each epsilon and seed in which neither is trivial."""
         found = []
-        for epsilon in self.epsilons:
+        for epsilon in epsilons or self.epsilons:
             first, second = self.selected(defense, epsilon), self.selected(base, epsilon)
             shared = first.index.intersection(second.index)
             found += list(first.loc[shared, measure] / second.loc[shared, measure])
@@ -225,13 +267,13 @@ class Evidence:
         return found
 
     def grows(self, defense: str) -> dict[str, float] | None:
-        """Spearman's correlation of lambda_max with epsilon, p and n, without trivial runs; None with one epsilon.
+        """Spearman's correlation of lambda_max with epsilon, p and n, without trivial runs; None with one epsilon or few.
 
         p by permutation: the usual one is for many runs without ties.
         """
         cells = {epsilon: self.selected(defense, epsilon)["lambda_max"] for epsilon in self.epsilons}
         radius = [float(Fraction(epsilon)) for epsilon, values in cells.items() for _ in values]
-        if len(set(radius)) < 2:
+        if len(set(radius)) < 2 or len(radius) < FEW:
             return None
         ranks, others = (
             stats.zscore(stats.rankdata(x)) for x in (radius, np.concatenate([list(v) for v in cells.values()]))
@@ -245,11 +287,14 @@ class Evidence:
         )
         return {"rho": float(found.statistic), "p": float(found.pvalue), "n": len(radius)}
 
-    def overfitting(self) -> pd.DataFrame:
-        """Robust validation accuracy (%) under the training attack: best epoch, last epoch; a row a run."""
-        rows = self.history[self.history["defense"] != "standard"]
-        found = rows.groupby(RUN, sort=False)["validation_robust"].agg(["max", "last"]) * 100
-        return found.assign(loss=found["max"] - found["last"]).reset_index()
+    def overfitting(self, defense: str) -> pd.Series:
+        """Robust validation accuracy (%) lost at the end, run by run: the last five epochs' mean below the five before.
+
+        Not the best epoch's: the largest of many noisy numbers lies above the last one where nothing was lost.
+        """
+        rows = self.history[self.history["defense"] == defense]
+        robust = rows.groupby(RUN)["validation_robust"]
+        return 100 * robust.apply(lambda run: run.iloc[-10:-5].mean() - run.iloc[-5:].mean())
 
     def selected_and_last(self) -> str:
         """Clean / robust accuracy at the selected weights and at the last epoch's, a row a cell: means over seeds."""
@@ -285,8 +330,9 @@ class Evidence:
         return [name for name in self.table.defenses if name not in set(self.runs["defense"])]
 
     def hours(self) -> float:
-        """Training and AutoAttack of all runs, one after the other."""
-        return float(self.runs[["train_seconds", "attack_seconds"]].sum().sum() / 3600)
+        """Training and AutoAttack of all runs, one after the other, each as long as the median of its cell's seeds."""
+        cells = self.runs.groupby(["defense", "epsilon"])[["train_seconds", "attack_seconds"]]
+        return float(cells.transform("median").sum().sum() / 3600)
 
 
 def read(folder: Path, table: str, kind: str) -> pd.DataFrame:
@@ -298,6 +344,24 @@ def read(folder: Path, table: str, kind: str) -> pd.DataFrame:
 def pair(clean: float, robust: float, trivial: bool = False, digits: int = 1) -> str:
     """Two accuracies in %, as a table has them."""
     return f"{clean:.{digits}f} / {robust:.{digits}f}{' (t)' if trivial else ''}"
+
+
+def constants(cell: pd.DataFrame) -> str:
+    """Behind the mean of a cell: how many of its runs are trivial."""
+    trivial = int(cell["trivial"].sum())
+    return "" if not trivial else " (t)" if trivial == len(cell) else f" ({trivial} t)"
+
+
+def interval(found: dict[str, float]) -> str:
+    """A difference in points, and its interval."""
+    return f"{signed(found['difference'])} [{signed(found['low'])}, {signed(found['high'])}]"
+
+
+def stands(found: dict[str, float]) -> str:
+    """What an interval says of the first against the second, in words; level is within MARGIN points."""
+    if found["low"] > 0 or found["high"] < 0:
+        return "ahead" if found["low"] > 0 else "behind"
+    return f"level (within {MARGIN} points)" if -MARGIN < found["low"] and found["high"] < MARGIN else "undecided"
 
 
 def p_value(p: float, name: str = "") -> str:

@@ -15,7 +15,23 @@ from collections.abc import Collection, Iterator
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from claims import CODES, FILES, HERE, RUN, Evidence, key, median, middle, p_value, read, settings_of, sign_test
+from claims import (
+    CODES,
+    FILES,
+    HERE,
+    MARGIN,
+    NOTHING,
+    RUN,
+    Evidence,
+    interval,
+    key,
+    median,
+    middle,
+    p_value,
+    read,
+    settings_of,
+    stands,
+)
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from docs.pictures import shrink
@@ -188,8 +204,10 @@ def rendered(template: str, tables: dict[str, Evidence]) -> str:
         "f3": lambda x: f"{x:.3f}",
         "p": p_value,
         "signed": signed,
+        "interval": interval,
+        "stands": stands,
     }
-    tools = {"require": require, "middle": middle, "median": median, "sign_test": sign_test}
+    tools = {"require": require, "middle": middle, "median": median, "margin": MARGIN, "nothing": NOTHING}
     return environment.get_template(template).render(**tools, **tables)
 
 

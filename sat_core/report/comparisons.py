@@ -84,6 +84,8 @@ def difference(d: np.ndarray) -> dict[str, float]:
     from scipy import optimize, stats  # takes a second
 
     (images, seeds), of_each = d.shape, d.mean(axis=1)
+    if not d.size:
+        raise ValueError("no seed or no image is shared")
     mean, n = float(of_each.mean()), images + 2
     variances = [(((of_each**2).sum() + 1) / n - (of_each.sum() / n) ** 2) / n]
     variances += [d.mean(axis=0).var(ddof=1) / seeds] if seeds > 1 else []
@@ -137,18 +139,22 @@ def sheet(study: Study, name: str) -> Sheet:
 
 
 def signed(points: float) -> str:
-    """To one decimal, with its sign."""
-    return f"{round(points, 1) + 0.0:+.1f}".replace("-", "−")
+    """To one decimal, with its sign, which a number just below 0 keeps; nothing at all has a plus.
+
+    Example:
+        >>> signed(0.25), signed(-0.04), signed(-0.0)
+        ('+0.2', '−0.0', '+0.0')
+    """
+    return f"{0.0 if abs(points) < 1e-9 else points:+.1f}".replace("-", "−")
 
 
 def note(table: Table, rows: pd.DataFrame, data: pd.DataFrame) -> str:
     """How to read it."""
     count, few = len(table.defenses), len(table.defenses) <= MOST_WITH_INTERVALS
-    origin = (
-        "for other test images; of other seeds nothing is known with one"
-        if data["seeds"].max() == 1
-        else "for other test images and other seeds, which are paired: both errors add up"
-    )
+    seeds, origin = set(data["seeds"]), "for other test images; of other seeds nothing is known with one"
+    if seeds != {1}:
+        alone = "; pairs of one seed: for other images alone" if 1 in seeds else ""
+        origin = f"for other test images and other seeds, which are paired: both errors add up{alone}"
     parts = [
         about(table, rows, "Each number is the robust accuracy of the row minus that of the column, in points."),
         f"Robust is the accuracy under AutoAttack (standard, L∞). {'Below' if few else 'In the csv'} stands the 95 % "
