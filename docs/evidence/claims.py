@@ -361,7 +361,7 @@ def stands(found: dict[str, float]) -> str:
     """What an interval says of the first against the second, in words; level is within MARGIN points."""
     if found["low"] > 0 or found["high"] < 0:
         return "ahead" if found["low"] > 0 else "behind"
-    return f"level (within {MARGIN} points)" if -MARGIN < found["low"] and found["high"] < MARGIN else "undecided"
+    return f"level (within {MARGIN} points)" if found["low"] > -MARGIN and found["high"] < MARGIN else "undecided"
 
 
 def p_value(p: float, name: str = "") -> str:
