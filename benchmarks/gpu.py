@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib.util
 import json
 import os
@@ -43,6 +44,7 @@ from sat_core.attacks import PGD, cross_entropy, frozen
 from sat_core.graphs import Graphs, Work, cuda_graph
 from sat_core.hessian import Objective, lambda_max
 from sat_core.runs.files import atomic
+from sat_core.runs.network import is_small
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Study
 
@@ -167,16 +169,22 @@ def speed(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
             actions: dict[str, Callable[[], object]] = {
                 defense: partial(trainers[defense].step, index, x, y) for defense in ("madry", "trades", "psat", "hsat")
             }
-            looped = steps.make_trainers(Path(name), model, precision, size.batch, pgd)["madry"]
-            looped.attack = replace(looped.attack, graphs=None)
-            actions["madry, no graph"] = partial(looped.step, index, x, y)
+            others = steps.make_trainers(Path(name), model, precision, size.batch, pgd)
+            others["madry"].attack = replace(others["madry"].attack, graphs=None)
+            actions["madry, no graph"] = partial(others["madry"].step, index, x, y)
+            if device.type == "cuda" and not is_small(ours.model):  # whether that limit is where it should be
+                graphs = Graphs(size.batch, stopping=True)
+                others["psat"].attack = replace(others["psat"].attack, graphs=graphs)
+                actions["psat, by graph"] = partial(others["psat"].step, index, x, y)
             if precision != "bfloat16":  # others' code does not ask for it
                 peers = [p for p in steps.PEERS[:2] if p != "torchattacks" or importlib.util.find_spec("torchattacks")]
                 for peer in peers:
                     actions[peer] = steps.peer_step(plain, steps.peer_attack(peer, plain, pgd), x, y)
-            times = pd.DataFrame(steps.measure(steps.floor_parts(ours.model, x, y, pgd) | actions, size.rounds))
+            ways = {"capture": cuda_graph} if device.type == "cuda" else {}
+            floor_parts = steps.floor_parts(ours.model, x, y, pgd, **ways)
+            times = pd.DataFrame(steps.measure(floor_parts | actions, size.rounds))
         for title in actions:
-            floor = steps.floor_of(title, times) if title in steps.DEFENSES else steps.floor_of("madry", times)
+            floor = steps.floor_of(title if title in steps.DEFENSES else "madry", times)
             yield {
                 "network": f"{model}, PGD-{pgd}",
                 "precision": precision,
@@ -193,7 +201,9 @@ def memory(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
         shape = steps.SHAPES.get(name, (3, 32, 32))
         row: dict[str, object] = {"network": name, "batch": size.batch}
         for what in ("float32 step", "bfloat16 step", "curvature"):
+            gc.collect()  # a learning rate's schedule holds its optimiser's tensors in a circle
             torch.manual_seed(0)
+            before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
             model = models.build(name, shape, 10, [0.5] * shape[0], [0.25] * shape[0]).to(device)
             models.compute_in("bfloat16" if what.startswith("bf") else "float32", model)
             x, y = torch.rand(size.batch, *shape, device=device), torch.randint(10, (size.batch,), device=device)
@@ -208,7 +218,8 @@ def memory(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
                 found = attack(model.train(), x, cross_entropy(y), start=x).x
                 F.cross_entropy(model(found), y).backward()
                 torch.optim.SGD(model.parameters(), 0.1, 0.9, fused=True).step()
-            row[f"{what}, GB"] = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
+            peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else None
+            row[f"{what}, GB"] = peak and peak / 1e9
             del model
         yield row
 

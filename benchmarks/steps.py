@@ -33,6 +33,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sat_core.attacks import frozen
+from sat_core.graphs import Work
 from sat_core.models.cnn import FoldingConv2d
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Study
@@ -163,14 +164,25 @@ def processes(makers: dict[str, tuple[Callable[..., Callable], tuple]]) -> Itera
         pipe.send(False)
 
 
-def floor_parts(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Callable[[], object]]:
-    """What no step can do without: input gradients, a forward pass, a forward and backward pass."""
+def floor_parts(
+    model: nn.Module, x: Tensor, y: Tensor, steps: int, capture: Callable[[Work], Work] = lambda work: work
+) -> dict[str, Callable[[], object]]:
+    """What no step can do without: input gradients, a forward pass, a forward and backward pass.
+
+    ``capture``: makes of the input gradient what does it again, where a GPU has ways to launch it faster.
+    """
+
+    def input_gradient() -> None:
+        leaf = x.detach().requires_grad_()
+        torch.autograd.grad(F.cross_entropy(model(leaf), y), leaf)
+
+    with frozen(model):
+        once = capture(input_gradient)
 
     def input_gradients() -> None:
         with frozen(model):
             for _ in range(steps):
-                leaf = x.detach().requires_grad_()
-                torch.autograd.grad(F.cross_entropy(model(leaf), y), leaf)
+                once()
 
     def forward() -> None:
         with torch.no_grad(), frozen(model):

@@ -19,12 +19,14 @@ class Interrupted(Exception):
     """A signal asked the process to stop; everything needed to go on has been saved."""
 
 
-def lacks_memory(error: Exception) -> bool:
+def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that there was too little memory.
 
     cuDNN and cuBLAS say so in words of their own where theirs is what there was no room for; cuDNN, too, where no way
     that it knows of computing a layer fits.
     """
+    if error.__context__ is not None and lacks_memory(error.__context__):  # a capture that it ends has words of its own
+        return True
     said = f"{type(error).__name__} {error}".lower()
     words = "out ?of ?memory|can't allocate memory|alloc_failed|cudnn_status_internal_error|unable to find an engine"
     return bool(re.search(f"{words}|cublas_status_not_initialized", said))

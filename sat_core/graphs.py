@@ -8,7 +8,9 @@ its kind; so are a network's weights, by their place in memory: an optimiser tha
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from functools import cache, partial
@@ -20,8 +22,8 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 Work = Callable[[], None]
-KEPT = 4
-"""So many graphs are kept, the latest: each holds the memory that its work takes."""
+KEPT = 2
+"""So many graphs are kept, the latest: each holds the memory that its work takes, P-SAT anew each epoch."""
 
 
 @cache
@@ -37,19 +39,29 @@ def cuda_graph(work: Work) -> Work:
     threads (one that pins memory) may call CUDA meanwhile.
     """
     here, aside = torch.cuda.current_stream(), side_stream()
-    before = torch.cuda.get_sync_debug_mode()
     aside.wait_stream(here)
-    torch.cuda.set_sync_debug_mode("error")
     try:
-        with torch.cuda.stream(aside):
+        with forbidding_waits(), torch.cuda.stream(aside):
             work()
     finally:
-        torch.cuda.set_sync_debug_mode(before)
         here.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
         work()
     return graph.replay
+
+
+@contextlib.contextmanager
+def forbidding_waits() -> Iterator[None]:
+    """Whatever waits for the GPU raises RuntimeError; that torch calls this a prototype is no news to a user."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class Graphs:
@@ -85,9 +97,9 @@ class Graphs:
         try:
             graph = Graph(call, tensors, self.capture)
         except RuntimeError as error:
-            if "synchroniz" not in str(error):
+            if "synchroniz" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
                 raise
-            log.warning("attacked without a CUDA graph, since a step of it waits for the GPU: %s", error)
+            log.warning("attacked without a CUDA graph, as it waits for the GPU or takes too much memory: %s", error)
             graph = None
         self.found[kind] = graph
         while len(self.found) > KEPT:
@@ -118,7 +130,10 @@ class Graph:
 
 def is_open(function: object) -> bool:
     """Whether all the tensors that a function works on can be seen: it is a partial of one that closes over nothing."""
-    return isinstance(function, partial) and not getattr(function.func, "__closure__", None)
+    return isinstance(function, partial) and not any(
+        getattr(part, "__closure__", None) or (isinstance(part, partial) and not is_open(part))
+        for part in (function.func, *function.args, *function.keywords.values())
+    )
 
 
 def is_hashable(kind: Hashable) -> bool:

@@ -11,7 +11,9 @@ from test_attacks import batch_and_model
 
 from sat_core import attacks, defenses, models
 from sat_core.attacks import PGD, cross_entropy, uniform_start, while_correct
+from sat_core.errors import lacks_memory
 from sat_core.graphs import KEPT, Graphs
+from sat_core.runs.measure import Paced, first_ones
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Study, defense_names
 
@@ -98,7 +100,9 @@ def test_what_closes_over_tensors_is_attacked_as_written():
     graphs = Graphs(len(x), capture=tape)
     attack = PGD(0.1, 0.05, 3, graphs=graphs)
     attack(model, x, lambda logits, rows: cross_entropy(y)(logits, rows), start=x)
-    attack(model, x, cross_entropy(y), start=x, keep_going=lambda iterate: iterate.loss > 0)
+    closing = lambda iterate: iterate.loss > 0  # noqa: E731
+    for rule in (closing, partial(first_ones, 2.0, lambda iterate: iterate.loss > y.sum())):
+        attack(model, x, cross_entropy(y), start=x, keep_going=rule)
     assert not graphs.found
     replace(attack, graphs=Graphs(len(x), stopping=False, capture=tape))
     attack(model, x, cross_entropy(y), start=x, keep_going=while_correct(y))
@@ -114,6 +118,30 @@ def test_a_rule_that_asks_the_gpu_for_a_value_is_attacked_as_written(caplog):
     ]
     assert all(torch.equal(found[0].x, other.x) and torch.equal(found[0].steps, other.steps) for other in found[1:])
     assert caplog.text.count("without a CUDA graph") == 1 and len(graphs.found) == 1
+
+
+def test_a_graph_that_does_not_fit_is_done_without(caplog):
+    x, y, model = batch_and_model(0)
+
+    def full(_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    graphs = Graphs(len(x), capture=full)
+    by_loop, other = (PGD(0.1, 0.05, 3, graphs=one)(model, x, cross_entropy(y), start=x) for one in (None, graphs))
+    assert torch.equal(by_loop.x, other.x) and "takes too much memory" in caplog.text
+    error = RuntimeError("operation failed due to a previous error during capture")
+    error.__context__ = torch.OutOfMemoryError("CUDA out of memory.")
+    assert lacks_memory(error) and not lacks_memory(RuntimeError("another"))
+
+
+def test_what_a_rehearsal_times_is_by_graph_where_the_training_is():
+    x, y, model = batch_and_model(0)
+    graphs = Graphs(len(x), capture=tape)
+    for share in (1.0, 0.5):
+        attack = Paced(0.1, 0.05, 3, graphs=graphs, share=share)
+        found = attack(model, x, cross_entropy(y), start=x, keep_going=while_correct(y))
+        assert found.steps.tolist() == [3 * (row < share * len(x)) for row in range(len(x))]
+    assert len(graphs.found) == 2 and all(graphs.found.values())
 
 
 def impatient(y, iterate):

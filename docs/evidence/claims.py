@@ -267,7 +267,7 @@ class Evidence:
         return found
 
     def grows(self, defense: str) -> dict[str, float] | None:
-        """Spearman's correlation of lambda_max with epsilon, p and n, without trivial runs; None with one epsilon or few.
+        """Spearman's correlation of lambda_max with epsilon, p and n, without trivial runs; None if there are few.
 
         p by permutation: the usual one is for many runs without ties.
         """

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -116,9 +116,8 @@ def _takes_arguments(name: str, make: Callable[..., nn.Module]) -> bool:
 def compute_in(precision: Literal["float32", "bfloat16", "tf32"], model: Normalized) -> None:
     """From now on compute in this precision; tf32 is that of NVIDIA's matrix units, and concerns the whole process."""
     model.in_bfloat16 = precision == "bfloat16"
-    cudnn: Any = torch.backends.cudnn
-    for backend in (torch.backends.cuda.matmul, cudnn.conv):
-        backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # not `fp32_precision`: who asks in this way would be refused
 
 
 def compile_in_place(model: Normalized, batch_size: int) -> None:

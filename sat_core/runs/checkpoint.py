@@ -84,14 +84,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every global random number generator: Python, NumPy, torch on CPU and on the GPU in use."""
+    """The state of every global random number generator: Python, NumPy, torch on CPU and on the GPU in use, if any.
+
+    A GPU that nothing has used is left alone: it may be there and not work.
+    """
     state: Any = np.random.get_state()
     kind, keys, position, has_gauss, gauss = state
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
 
 
@@ -101,7 +104,7 @@ def restore_rng(state: dict[str, Any]) -> None:
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and state["cuda"] is not None:
+    if torch.cuda.is_initialized() and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"])
 
 

@@ -62,6 +62,7 @@ class Trainer:
         self.model = fresh_model(run).to(self.device)
         asked = run.training.precision
         self.compute_in(best_precision(self.device) if asked == "auto" else asked)
+        self.average = optimiser.average(run.training, self.model)  # a copy, which must not call the compiled original
         if run.training.compile:
             models.compile_in_place(self.model, run.training.batch_size)
         elif self.device.type == "cuda":
@@ -72,7 +73,6 @@ class Trainer:
         self.optimizer = optimiser.optimizer(config, self.model)
         self.steps_an_epoch = -(-len(self.train_images) // config.batch_size)
         self.scheduler = optimiser.scheduler(config, self.optimizer, self.steps_an_epoch)
-        self.average = optimiser.average(config, self.model)
         self.epoch = self.step_count = 0
         self.order: Tensor | None = None
         self.sums = torch.zeros(3, device=self.device)

@@ -152,6 +152,18 @@ def test_bfloat16_is_of_the_layers_alone_and_evaluation_knows_nothing_of_it():
     assert torch.equal(model(x), exact)
 
 
+def test_tf32_is_asked_for_in_the_way_that_others_ask_for_it():
+    model = models.build("cnn", **SHAPES["mnist"].network)
+    try:
+        for precision, matmul in (("tf32", "high"), ("float32", "highest")):
+            models.compute_in(precision, model)
+            assert torch.get_float32_matmul_precision() == matmul
+            allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+            assert allowed == (precision == "tf32",) * 2
+    finally:
+        models.compute_in("float32", model)
+
+
 def test_layers_of_four_axes_lie_channels_last():
     for name, data in (("cnn", SHAPES["mnist"]), ("preactresnet18", SHAPES["cifar10"])):
         model = models.build(name, **data.network)
@@ -181,11 +193,12 @@ for path in sys.argv[1:]:
 assert list(found[0][0]) == list(found[1][0])
 assert all(torch.allclose(found[0][0][k], found[1][0][k], atol=1e-5) for k in found[0][0])
 assert 0 < found[0][1][1] == found[1][1][1] < 3 * 64 * trainer.attack.steps, [sums for _, sums in found]
+assert "forward" not in vars(trainer.average.module.network)  # else the average would be the network in training
 print("compiled graphs:", torch._dynamo.utils.counters["stats"]["unique_graphs"])
 """
     curriculum = {"kind": "steps", "epochs": [1], "start": 0.01}
     eager = TINY["overrides"] + [{"where": {"defense": "psat"}, "set": {"options": {"curriculum": curriculum}}}]
-    compiled = [*eager, {"set": {"training": {"compile": True}}}]
+    compiled = [*eager, {"set": {"training": {"compile": True, "average": "ema"}}}]
     studies = [str(write_study(TINY | {"overrides": o}, f"study{i}")) for i, o in enumerate((eager, compiled))]
     environment = os.environ | ({} if compiler else {"CXX": "/nowhere/g++", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"})
     command = [sys.executable, "-c", code, *studies]
