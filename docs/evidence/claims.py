@@ -139,6 +139,10 @@ class Evidence:
         shared = ours.columns.intersection(theirs.columns)
         return difference((ours[shared] - theirs[shared]).to_numpy())
 
+    def shared(self, first: str, second: str, epsilon: str) -> set[int]:
+        """Seeds that both have."""
+        return set(self.cell(first, epsilon)["seed"]) & set(self.cell(second, epsilon)["seed"])
+
     def compared(self, pairs: list[tuple[str, str]]) -> pd.DataFrame:
         """A row a pair, epsilon and accuracy: as :meth:`against`, and ``p_holm``, corrected for all of these rows."""
         rows = [
@@ -147,7 +151,7 @@ class Evidence:
             for epsilon in self.epsilons
             for first, second in pairs
             for accuracy in ("robust", "clean")
-            if set(self.cell(first, epsilon)["seed"]) & set(self.cell(second, epsilon)["seed"])
+            if self.shared(first, second, epsilon)
         ]
         frame = pd.DataFrame(rows)
         return frame.assign(p_holm=holm(frame["p"].to_numpy())) if rows else frame
