@@ -134,13 +134,16 @@ def compile_in_place(model: Normalized, batch_size: int) -> None:
 
 
 def check(name: str, image: Shape, classes: int, mean: list[float], std: list[float], file: str | None = None) -> None:
-    """Raise ConfigError unless the network exists and accepts the images: two are passed through it.
+    """Raise ConfigError unless the network exists and gives logits of these images: two are passed through it.
 
     Not on the device "meta", whose operators import torch.compile's compiler, in as much time as torch itself.
     """
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            build(name, image, classes, mean, std, file).eval()(torch.zeros(2, *image))
+            logits = build(name, image, classes, mean, std, file).eval()(torch.zeros(2, *image))
     except RuntimeError as error:
         size = "x".join(map(str, image))
         raise ConfigError(f"model '{name}' does not fit images of {size} (C x H x W): {error}") from None
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ConfigError(f"model '{name}' gives {found} for two images, not (2, {classes}): a logit for each class")

@@ -210,7 +210,10 @@ def _folder(root: Path, part: str, data: Data, name: str) -> Images:
     if odd := sorted(set(found["train"]) ^ set(found["test"])):
         raise ConfigError(f"dataset '{name}': class folder '{odd[0]}' is in only one of {root}/train and {root}/test")
     files = [(path, i) for i, label in enumerate(found[part]) for path in sorted((root / part / label).iterdir())]
-    return _decode([(path, i) for path, i in files if path.is_file()], data, name)
+    files = [(path, i) for path, i in files if path.is_file()]
+    if files and (empty := sorted(set(range(data.classes)) - {i for _, i in files})):
+        raise ConfigError(f"dataset '{name}': class folder {root / part / found[part][empty[0]]} holds no images")
+    return _decode(files, data, name)
 
 
 def _decode(files: list[tuple[Path, int]], data: Data, name: str, crop: bool = False) -> Images:

@@ -49,14 +49,16 @@ def measure(run: Run, real: Run, curved: bool) -> None:
 
     Seconds: ``startup``, ``training`` and ``judging``, as the functions of these names say; ``validation`` of an image
     that stands; ``curvature``: an image's of a product of the Hessian with a vector, ``product``, and of the loss,
-    ``loss``. Null is what the GPU's memory does not hold. ``memory_mb``: the peak of the process and of the GPU, after
-    each piece. Does nothing if that has been done for these weights.
+    ``loss``. ``too_large``: pieces whose images the GPU's memory does not hold at once, measured on as many as it does.
+    ``memory_mb``: the peak of the process and of the GPU, after each piece. Does nothing if that has been done for
+    these weights and sizes.
     """
     path = run.folder / folder.MEASURED
-    known = {"format": folder.MEASURED_FORMAT, "weights": folder.weights(run)}
-    if path.exists() and known.items() <= read_json(path).items():
+    sizes = [real.evaluation.batch_size, real.evaluation.images, real.curvature.batch_size, real.curvature.images]
+    known = {"format": folder.MEASURED_FORMAT, "weights": folder.weights(run), "sizes": sizes}
+    if path.exists() and known == {key: read_json(path).get(key) for key in known}:
         return
-    content: dict[str, Any] = {"startup": startup(run), "memory_mb": {}}
+    content: dict[str, Any] = {"startup": startup(run), "memory_mb": {}, "too_large": []}
     device = take_device(run)
     content["device"] = device_name(device)
     if device.type == "cuda":
@@ -65,28 +67,36 @@ def measure(run: Run, real: Run, curved: bool) -> None:
     model, _ = trained_model(run, device)
     judged = min(real.evaluation.batch_size, real.evaluation.images or len(images))
     x, y = (part.to(device) for part in images.batch(slice(0, max(VALIDATED, judged, real.curvature.batch_size))))
-    pieces: dict[str, Callable[[], Any]] = {
-        "training": lambda: training(run),
-        "validation": lambda: validation(run, model, x[:VALIDATED], y[:VALIDATED]),
-        "judging": lambda: judging(model, x[:judged], run.data.classes),
+    pieces: dict[str, tuple[Callable[[int], Any], int]] = {
+        "training": (lambda _: training(run), 1),
+        "validation": (lambda n: validation(run, model, x[:n], y[:n]), VALIDATED),
+        "judging": (lambda n: judging(model, x[:n], run.data.classes), judged),
     }
     if run.external:
         del pieces["training"]
     if curved:
-        pieces["curvature"] = lambda: curvature(model, x, y, real.curvature)
-    for name, piece in pieces.items():
+        at_once = min(real.curvature.images, real.curvature.batch_size)
+        pieces["curvature"] = (lambda n: curvature(model, x[:n], y[:n], real.curvature), at_once)
+    for name, (piece, asked) in pieces.items():
+        content[name], fitting = as_many_as_fit(piece, asked, device)
+        content["too_large"] += [name] if fitting < asked else []
+        content["memory_mb"][name] = peak_memory(device)
+    write_json(path, content | known)
+    log.info("%s: measured", run.folder)
+
+
+def as_many_as_fit(piece: Callable[[int], Any], images: int, device: torch.device) -> tuple[Any, int]:
+    """What ``piece`` gives of so many images or, while the GPU's memory is short, of half as many; and how many."""
+    while True:
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         try:
-            content[name] = piece()
+            return piece(images), images
         except RuntimeError as error:
-            if not lacks_memory(error):
+            if images == 1 or not lacks_memory(error):
                 raise
-            content[name] = None
-        content["memory_mb"][name] = peak_memory(device)
-    write_json(path, content | known)
-    log.info("%s: measured", run.folder)
+        images //= 2
 
 
 def startup(run: Run) -> float:
@@ -194,7 +204,6 @@ def judging(model: nn.Module, x: Tensor, classes: int) -> dict[str, list[tuple[i
 
 def curvature(model: nn.Module, x: Tensor, y: Tensor, config: Curvature) -> dict[str, float]:
     """Seconds an image of a product of the Hessian with a vector, and of the loss, at the batch size of curvature."""
-    x, y = (part[: min(config.images, config.batch_size)] for part in (x, y))
     objective = Objective(model, x, y, len(x))
     (vector,) = gaussians(1, objective.theta, 0)
     in_one = config.images <= config.batch_size  # else every product makes the graph anew

@@ -10,7 +10,7 @@ import yaml
 
 from sat_core.runs import predict
 from sat_core.runs.files import atomic
-from sat_core.study import Study
+from sat_core.study import Run, Study
 from sat_core.study.reading import merge, read_yaml
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def needed_by(cells: list[Cell]) -> dict[str, int]:
     """What the jobs of these cells need, the most of each, with a margin: settings of ``resources``."""
     pairs = [(cell, cell.runs[0]) for cell in cells]
     memory = max(predict.memory_needed(run, cell.costs) for cell, run in pairs)
-    judged = max(max(cell.judging.high / run.evaluation.shards, cell.curvature.high) for cell, run in pairs)
+    judged = max(max(cell.judging.high * _largest_share(run), cell.curvature.high) for cell, run in pairs)
     startup = max(cell.costs.startup for cell, _ in pairs)
     trained = max(cell.training.high for cell, _ in pairs)
     return {
@@ -72,6 +72,12 @@ def needed_by(cells: list[Cell]) -> dict[str, int]:
         "train_minutes": _minutes(trained + startup),
         "evaluate_minutes": _minutes(judged + startup),
     }
+
+
+def _largest_share(run: Run) -> float:
+    """Of judging a run, that of the shard with the most blocks: a block is not divided."""
+    blocks = math.ceil(predict.counts(run)[2] / run.evaluation.batch_size)
+    return math.ceil(blocks / run.evaluation.shards) / blocks
 
 
 def _minutes(seconds: float) -> int:
@@ -90,7 +96,7 @@ def _on_gpu(cells: list[Cell]) -> list[Misfit]:
         said = f"{name}: runs_per_gpu {shared}, but one takes {peak:.0f} MB of the GPU's {room / USABLE:.0f}"
         found.append(Misfit(first.dataset, first.model, said, {"runs_per_gpu": fits}))
     for piece, setting in (("judging", "evaluation.batch_size"), ("curvature", "curvature.batch_size")):
-        if any(cell.costs.measured.get(piece, ...) is None for cell in cells):
+        if any(piece in cell.costs.measured["too_large"] for cell in cells):
             said = (
                 f"{name}: {setting} takes more than the GPU's memory; halve it in the study: it is part of the result"
             )

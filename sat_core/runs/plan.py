@@ -120,7 +120,7 @@ def summary(cells: list[Cell], at_once: int, limits: dict[str, Any]) -> str:
         part: sum((getattr(cell, part) * len(cell.runs) for cell in cells), predict.certain(0.0))
         for part in ("training", "judging", "curvature")
     }
-    disk = sum(cell.costs.disk * len(cell.runs) for cell in cells) / 1e9
+    disk = sum(cell.costs.disk(run) for cell in cells for run in cell.runs) / 1e9
     at_once = min(at_once, limits.get("jobs") or at_once)
     spans = [cell.chain for cell in cells for _ in cell.runs]
     likely, high = (makespan([getattr(span, end) for span in spans], at_once) for end in ("likely", "high"))
@@ -153,7 +153,7 @@ def comparison(cells: list[Cell]) -> pd.DataFrame | None:
             came = [predict.training_as_it_came(run, cell.costs, history(run)) for run, _ in trained]
             row |= compared("training", cell.training, came, [record["seconds"] for _, record in trained])
         judged = [(run, record) for run in cell.runs if (record := predict.taken(run, "evaluate"))]
-        if judged and cell.costs.measured["judging"]:
+        if judged:
             came = [predict.judging_as_it_came(run, cell.costs, record) for run, record in judged]
             took = [folder.seconds_of(record) or 0 for _, record in judged]
             row |= compared("AutoAttack", cell.judging, came, took)
@@ -210,7 +210,8 @@ def cost(run: Run, flops: float, parameters: int) -> dict[str, float]:
     return {
         "training": 0.0 if run.external else flops * passes * run.training.epochs,
         "AutoAttack <=": flops * judged * STANDARD_PASSES,
-        "bytes": 4 * parameters * 7,  # two checkpoints of weights, momentum, best weights; and the selected weights
+        # two checkpoints of weights, momentum, best weights; the selected weights and the last; the snapshots
+        "bytes": 4 * parameters * (8 + len(run.training.snapshot_epochs)),
     }
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from sat_core import defenses
 from sat_core.errors import ConfigError
 from sat_core.hessian.traces import PROBES
-from sat_core.runs import folder
+from sat_core.runs import checkpoint, folder
 from sat_core.runs.data import count_images
 from sat_core.runs.files import read_json
 from sat_core.study import Run, Study
@@ -78,11 +78,13 @@ class Costs:
         record = folder.data_record(self.run) or {}
         return _megabytes(self.run, sum(record[part]["images"] for part in ("train", "validation") if part in record))
 
-    @property
-    def disk(self) -> int:
-        """Bytes of the run's folder, each file once."""
+    def disk(self, run: Run) -> int:
+        """Bytes of the run's folder: its rehearsal's, each file once, and snapshots and a checkpoint that it lacks."""
         found = {path.stat().st_ino: path.stat().st_size for path in self.run.folder.rglob("*") if path.is_file()}
-        return sum(found.values())
+        more = len(run.training.snapshot_epochs) - len(self.run.training.snapshot_epochs)
+        weights, saved = self.run.folder / folder.WEIGHTS, self.run.folder / "checkpoint.pt"
+        second = saved.stat().st_size if saved.exists() and not checkpoint.previous(saved).exists() else 0
+        return sum(found.values()) + more * (weights.stat().st_size if weights.exists() else 0) + second
 
 
 def in_common(found: dict[str, Costs | None]) -> dict[str, Costs | None]:
@@ -93,12 +95,10 @@ def in_common(found: dict[str, Costs | None]) -> dict[str, Costs | None]:
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for costs in found.values():
-        if costs and costs.measured["judging"]:
+        if costs:
             groups.setdefault(_judging_work(costs), []).append(costs.measured["judging"])
     return {
-        name: Costs(costs.run, costs.measured | {"judging": _median(groups[_judging_work(costs)])})
-        if costs and costs.measured["judging"]
-        else costs
+        name: costs and Costs(costs.run, costs.measured | {"judging": _median(groups[_judging_work(costs)])})
         for name, costs in found.items()
     }
 
@@ -185,7 +185,7 @@ def _kind_of_each(run: Run) -> Iterator[str]:
 
 def judging(run: Run, costs: Costs) -> Span:
     """Seconds of AutoAttack: no image stands the first attack, STANDING of them stand all, every one does."""
-    attacks, images = costs.measured["judging"] or {}, counts(run)[2]
+    attacks, images = costs.measured["judging"], counts(run)[2]
     shares = (0.0, _standing(run), 1.0)
     each = Span(*(_judged(run, costs, images, dict.fromkeys(attacks, share), 1.0) for share in shares))
     return each * len(run.evaluation.weights)

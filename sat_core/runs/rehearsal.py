@@ -149,7 +149,8 @@ def train_images(runs: list[Run]) -> int | None:
     Enough for a few batches of the largest size, and for each class, the rarest too, on both sides of the split.
     """
     held_out, classes = runs[0].validation.fraction, runs[0].data.classes
-    there = runs[0].data.train_images or count_images(runs[0])[0]
+    counted, _ = count_images(runs[0])  # of folders that are not there, a sentence
+    there = runs[0].data.train_images or counted
     batches = BATCHES * max(run.training.batch_size for run in runs) / (1 - held_out)
     wanted = math.ceil(max(batches, classes / held_out, classes / (1 - held_out), 3 / (rarest_share(runs[0]) or 1)))
     return wanted if wanted + classes <= there else runs[0].data.train_images

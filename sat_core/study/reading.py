@@ -41,8 +41,8 @@ def read_yaml(path: Path) -> Any:
 def extended(content: Any, path: Path, seen: tuple[Path, ...] = ()) -> Any:
     """A study's content on top of that of the study which it ``extends``; raises ConfigError where that is a circle.
 
-    Lists are appended to, mappings merged, anything else is replaced. Plugins and externals keep being seen
-    from their own file.
+    Its overrides come after the base's; its plugins, and what its tables list, are added to the base's. Mappings are
+    merged, anything else is replaced. Plugins and externals keep being seen from their own file.
     """
     if not isinstance(content, Mapping) or not isinstance(content.get("extends"), str):
         return content
@@ -60,7 +60,27 @@ def extended(content: Any, path: Path, seen: tuple[Path, ...] = ()) -> Any:
         base = {**base, "plugins": [moved(name) for name in base["plugins"]]}
     if isinstance(base.get("external"), Mapping):
         base = {**base, "external": {name: _moved(about, moved) for name, about in base["external"].items()}}
-    return {**merge(base, content, append=True), "extends": content["extends"]}
+    added = {
+        "overrides": joined(base.get("overrides"), content.get("overrides"), again=True),
+        "plugins": joined(base.get("plugins"), content.get("plugins")),
+        "tables": _tables(base.get("tables"), content.get("tables")),
+    }
+    return {**merge(base, content), **{key: value for key, value in added.items() if value is not None}}
+
+
+def joined(old: Any, new: Any, again: bool = False) -> Any:
+    """Two lists in one; what both hold stands there once, unless it counts ``again``. Of anything else, what is new."""
+    if not isinstance(old, list) or not isinstance(new, list):
+        return old if new is None else new
+    return [*old, *(item for item in new if again or item not in old)]
+
+
+def _tables(old: Any, new: Any) -> Any:
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return old if new is None else new
+    both = {name: of for name, of in new.items() if isinstance(of, Mapping) and isinstance(old.get(name), Mapping)}
+    more = {name: {key: joined(old[name].get(key), value) for key, value in of.items()} for name, of in both.items()}
+    return merge(merge(old, new), more)
 
 
 def _moved(external: Any, moved: Callable[[Any], str]) -> Any:
@@ -73,13 +93,11 @@ def _moved(external: Any, moved: Callable[[Any], str]) -> Any:
     }
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any], append: bool = False) -> dict[str, Any]:
-    """``base`` with ``over`` on top; nested mappings are merged, lists appended to if asked, all else is replaced."""
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``over`` on top; nested mappings are merged, all else is replaced."""
     result = {**base, **over}
     for key in base.keys() & over.keys():
         old, new = base[key], over[key]
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            result[key] = merge(old, new, append)
-        elif append and isinstance(old, list) and isinstance(new, list):
-            result[key] = [*old, *(item for item in new if item not in old)]
+            result[key] = merge(old, new)
     return result

@@ -72,6 +72,19 @@ def operations(name: str, dataset: str) -> float:
     return counter.get_total_flops()
 
 
+def test_a_network_with_other_outputs_is_refused_before_work(tmp_path):
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n"
+        "def three(image, classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
+        "class two(nn.Linear):\n"
+        "    def __init__(self, image, classes): super().__init__(64, classes)\n"
+        "    def forward(self, x): return 2 * (super().forward(x.flatten(1)),)\n"
+    )
+    for name, found in (("three", r"\(2, 3\)"), ("two", "tuple")):
+        with pytest.raises(ConfigError, match=rf"model '{name}' gives {found} for two images, not \(2, 10\)"):
+            models.check(name, **SHAPES["digits"].network, file=str(tmp_path / "nets.py"))
+
+
 @pytest.mark.parametrize("dataset", SHAPES)
 def test_every_pair_that_fits_does_one_step_on_two_images(dataset):
     """P-SAT, so that the attack's forward and backward, the rule and the step all run.

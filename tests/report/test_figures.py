@@ -12,6 +12,7 @@ from helpers import MADRY, TINY, write_run
 from matplotlib.text import Text
 from PIL import Image
 
+from sat_core.__main__ import main
 from sat_core.errors import ConfigError
 from sat_core.report import figures
 from sat_core.report.figures import style
@@ -57,6 +58,13 @@ def test_figures_of_nothing_are_drawn_all_the_same(write_study):
     assert set(FIGURES) == set(figures.KINDS)
     for kind in FIGURES:
         assert figures.write_figure(study, "digits", kind).exists()
+
+
+def test_a_figure_that_a_table_does_not_ask_for_is_a_sentence(write_study, capsys):
+    path = str(write_study())
+    for kind, key in (("landscape-pair", "landscapes"), ("spectrum", "curvature")):
+        assert main(["figure", "--study", path, "--table", "digits", "--kind", kind]) == 2
+        assert f"table digits has no '{key}': nothing to draw" in capsys.readouterr().err
 
 
 def test_an_epsilon_of_which_there_is_nothing_yet_has_no_panels(measured):

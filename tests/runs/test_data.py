@@ -127,6 +127,13 @@ def test_train_and_test_must_have_the_same_classes(folder_study, tmp_path):
         prepare(one_run(folder_study()))
 
 
+def test_a_class_without_images_is_named(folder_study, tmp_path):
+    for path in (tmp_path / "pictures/test/emu").iterdir():
+        path.unlink()
+    with pytest.raises(ConfigError, match="dataset 'pets': class folder pictures/test/emu holds no images"):
+        prepare(one_run(folder_study()))
+
+
 def test_folders_without_images_are_one_sentence(folder_study, tmp_path):
     for path in (tmp_path / "pictures/test").glob("*/*"):
         path.unlink()

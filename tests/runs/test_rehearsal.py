@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 import yaml
 from helpers import PSAT, TINY
 from PIL import Image
@@ -13,6 +14,7 @@ from sat_core.runs import folder, rehearsal
 from sat_core.runs.check import check
 from sat_core.runs.data import load
 from sat_core.runs.files import read_json
+from sat_core.runs.measure import as_many_as_fit
 from sat_core.study import Study
 from sat_core.workflow import of_profile, open_study
 
@@ -71,6 +73,24 @@ def test_few_images_are_taken_as_they_are_and_many_classes_ask_for_more(write_st
     assert rehearsal.train_images([classes]) == 1000  # each class once among the tenth that is held out
     large = run.model_copy(update={"training": run.training.model_copy(update={"batch_size": 700})})
     assert rehearsal.train_images([large]) is None
+
+
+def test_a_dataset_that_is_not_there_is_a_sentence(write_study):
+    data = {"source": "folder", "root": "nowhere", "classes": 10, "train_images": 100}
+    study = Study(write_study(TINY | {"overrides": [*TINY["overrides"], {"set": {"data": data}}]}))
+    with pytest.raises(ConfigError, match="digits: there are no images under nowhere/train and nowhere/test to count"):
+        rehearsal.write(study)
+
+
+def test_what_does_not_fit_is_measured_in_halves():
+    def piece(images):
+        if images > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return images / 2
+
+    assert as_many_as_fit(piece, 12, torch.device("cpu")) == (1.5, 3)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        as_many_as_fit(lambda _: piece(9), 12, torch.device("cpu"))
 
 
 def test_a_rare_class_stands_on_both_sides_of_the_split(write_study, tmp_path):

@@ -53,6 +53,22 @@ def test_a_variant_is_a_row_with_the_options_of_what_it_varies(write_study):
     assert (run.defense, run.base, run.options) == ("trades-mean", "trades", {"beta": 1, "reduction": "mean"})
 
 
+def test_what_a_study_that_extends_another_says_comes_last(write_study, tiny_study):
+    lr = [{"set": {"training": {"lr": value}}} for value in (0.05, 0.2)]
+    tiny_study["variants"] = {
+        "late": {"defense": "psat", "options": {"curriculum": {"kind": "steps", "epochs": [0, 1]}}}
+    }
+    tiny_study["tables"]["digits"]["defenses"] = ["madry", "late"]
+    del tiny_study["overrides"][1]
+    write_study(tiny_study | {"overrides": [*tiny_study["overrides"], *lr]}, "below")
+    above = {"extends": "below.yaml", "overrides": lr[:1], "tables": {"digits": {"defenses": ["trades", "late"]}}}
+    above["variants"] = {"late": {"defense": "psat", "options": {"curriculum": {"epochs": [1]}}}}
+    study = Study(write_study(above, "above"))
+    assert study.file.tables["digits"].defenses == ["madry", "late", "trades"]
+    run = study.run("digits/cnn/late/eps0.3/seed0")
+    assert run.training.lr == 0.05 and run.options["curriculum"]["epochs"] == [1]
+
+
 def test_a_training_is_not_made_of_the_place_of_the_data_nor_of_what_follows_it(write_study):
     study = changed("overrides.0.set.evaluation.images", 24)
     study["overrides"].append({"set": {"curvature": {"images": 7}, "landscape": {"points": 5}}})
