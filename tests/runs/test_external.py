@@ -10,6 +10,7 @@ from pathlib import Path
 import pyautoattack
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import TINY, folder_of_images
 from safetensors.torch import save_file
 from torch import nn
@@ -27,6 +28,7 @@ from sat_core.study import Study
 NETWORKS = '''
 """Not mine."""
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -298,13 +300,18 @@ def test_judged_alone_the_verdict_is_autoattacks_own_and_the_card_loads_it(net, 
 
 
 def test_the_network_in_autoattacks_wheel_gets_autoattacks_own_verdict(write_study, tmp_path):
-    """Its builder takes no arguments, its weights were saved on a GPU in torch's old format; on images of noise."""
+    """Its builder takes no arguments, its weights were saved on a GPU in the old format; on noise led to each class."""
     examples = Path(pyautoattack.__file__).parent / "examples"
     theirs = plugins.load(str(examples / "resnet.py")).ResNet18().eval().requires_grad_(False)
     theirs.load_state_dict(torch.load(examples / "model_test.pt", map_location="cpu", weights_only=True))
-    pixels = torch.randint(256, (6, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    pixels = pixels.repeat(2, 1, 1, 1)  # each class can be split in two
+    x, classes = torch.rand(10, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(10)
+    for _ in range(10):
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(theirs(x), classes), x)
+        x = (x.detach() - 4 / 255 * gradient.sign()).clamp(0, 1)
+    pixels = (255 * x).round().byte().permute(0, 2, 3, 1).repeat(2, 1, 1, 1)  # each class can be split in two
     labels = theirs(pixels.permute(0, 3, 1, 2) / 255).argmax(dim=1).tolist()
+    assert labels == 2 * classes.tolist()
     folder_of_images(tmp_path / "data", pixels.numpy(), labels, classes=10)
     table = {"dataset": "cifar10-images", "defenses": ["wheel"], "epsilons": ["16/255"]}
     row = {"model": f"{examples}/resnet.py:ResNet18", "weights": f"{examples}/model_test.pt"}
