@@ -78,6 +78,11 @@ def again(work: Work) -> Work:
     return work
 
 
+def capture_on(device: torch.device) -> Callable[[Work], Work]:
+    """What makes of work what does it again."""
+    return cuda_graph if device.type == "cuda" else again
+
+
 def digits(size: Size, model: str, defense: str, device: torch.device | None = None, **training: Any) -> Trainer:
     """A Trainer on scikit-learn's digits; to be called in a folder of its own."""
     settings = {"training": {"epochs": max(size.epochs, 2), "milestones": [], **training}, "attack": {"steps": 10}}
@@ -134,13 +139,12 @@ def against_the_processor(device: torch.device, size: Size) -> Iterator[dict[str
 
 def against_itself(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
     """Trainings on digits: twice the same, and by graph against by loop, from which here nothing leaves either."""
-    capture = cuda_graph if device.type == "cuda" else again
     before = dict(attacks.PARTS)
     for defense in size.defenses:
         weights, attacks.PARTS[device.type] = [], 1
         for by_graph in (True, True, False):
             trainer = digits(size, "cnn", defense)
-            graphs = Graphs(trainer.run.training.batch_size, capture=capture) if by_graph else None
+            graphs = Graphs(trainer.run.training.batch_size, capture=capture_on(device)) if by_graph else None
             trainer.attack = replace(trainer.attack, graphs=graphs)
             weights.append(epochs(trainer, size.epochs))
         yield {"defense": defense, "again": same(*weights[:2]), "graph and loop": same(*weights[1:])}
@@ -180,9 +184,8 @@ def speed(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
                 peers = [p for p in steps.PEERS[:2] if p != "torchattacks" or importlib.util.find_spec("torchattacks")]
                 for peer in peers:
                     actions[peer] = steps.peer_step(plain, steps.peer_attack(peer, plain, pgd), x, y)
-            ways = {"capture": cuda_graph} if device.type == "cuda" else {}
-            floor_parts = steps.floor_parts(ours.model, x, y, pgd, **ways)
-            times = pd.DataFrame(steps.measure(floor_parts | actions, size.rounds))
+            parts = steps.floor_parts(ours.model, x, y, pgd, capture_on(device))
+            times = pd.DataFrame(steps.measure(parts | actions, size.rounds))
         for title in actions:
             floor = steps.floor_of(title if title in steps.DEFENSES else "madry", times)
             yield {
@@ -218,8 +221,7 @@ def memory(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
                 found = attack(model.train(), x, cross_entropy(y), start=x).x
                 F.cross_entropy(model(found), y).backward()
                 torch.optim.SGD(model.parameters(), 0.1, 0.9, fused=True).step()
-            peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else None
-            row[f"{what}, GB"] = peak and peak / 1e9
+            row[f"{what}, GB"] = (torch.cuda.max_memory_allocated() - before) / 1e9 if device.type == "cuda" else None
             del model
         yield row
 

@@ -347,12 +347,10 @@ def dispatch(options: argparse.Namespace, study: Study, run: Run | None) -> int:
             else:
                 from sat_core.report.figures import write_figure
 
-                kind, table = FIGURES[options.kind], study.file.tables[options.table]
-                asked = {"curvature": table.curvature, "landscape": table.landscapes}
-                if not asked.get(kind.stage, True):
-                    key = "landscapes" if kind.stage == "landscape" else kind.stage
-                    raise ConfigError(f"{study.path}: table {options.table} has no '{key}': nothing to draw")
                 product = products.figure(study, options.table, options.kind)
+                if not product.runs["train"]:
+                    key = {"landscape": "landscapes"}.get(stage := FIGURES[options.kind].stage, stage)
+                    raise ConfigError(f"{study.path}: table {options.table} has no '{key}': nothing to draw")
                 product.write(partial(write_figure, study, options.table, options.kind))
                 print(product.files[0])
         case "status":

@@ -82,7 +82,7 @@ class Evidence:
                     row[f"seed {seed}"] = (
                         pair(*cell.loc[seed, ["clean", "robust", "trivial"]]) if seed in cell.index else SHORT_OF
                     )
-                row["mean"] = pair(cell["clean"].mean(), cell["robust"].mean()) + constants(cell)
+                row["mean"] = pair(cell["clean"].mean(), cell["robust"].mean()) + trivials(cell)
                 row["paper"] = self.theirs(defense, epsilon)
                 rows.append(row)
         frame = pd.DataFrame(rows)
@@ -156,17 +156,6 @@ class Evidence:
         frame = pd.DataFrame(rows)
         return frame.assign(p_holm=holm(frame["p"].to_numpy())) if rows else frame
 
-    def of_pair(self, compared: pd.DataFrame, first: str, second: str, epsilon: str, accuracy: str) -> dict[str, float]:
-        """One row of :meth:`compared`."""
-        where = {"first": first, "second": second, "epsilon": epsilon, "accuracy": accuracy}
-        (row,) = compared[(compared[list(where)] == pd.Series(where)).all(axis=1)].to_dict("records")
-        return row
-
-    def robust_rows(self, compared: pd.DataFrame, base: str, *epsilons: str) -> pd.DataFrame:
-        """The rows of :meth:`compared` against one defense at these epsilons, of robust accuracy."""
-        rows = compared[(compared["accuracy"] == "robust") & (compared["second"] == base)]
-        return rows[rows["epsilon"].isin(epsilons)]
-
     def shown(self, compared: pd.DataFrame) -> str:
         """A row a pair and epsilon, bold where it is significant and of more than one seed."""
         rows = []
@@ -181,7 +170,7 @@ class Evidence:
 
     def counted(self, compared: pd.DataFrame, first: str, accuracy: str = "robust") -> str:
         """How often a defense is significantly better, worse, and neither, in words; pairs of one seed do not count."""
-        rows = compared[(compared["first"] == first) & (compared["accuracy"] == accuracy) & (compared["seeds"] > 1)]
+        rows = where(compared[compared["seeds"] > 1], first=first, accuracy=accuracy)
         sure = rows[rows["p_holm"] < LEVEL]["difference"]
         return f"better in {(sure > 0).sum()}, worse in {(sure < 0).sum()}, neither in {len(rows) - len(sure)}"
 
@@ -207,18 +196,17 @@ class Evidence:
         """Each epsilon that has runs, and of each defense what Square takes after the other attacks, with the flags."""
         for epsilon in self.epsilons:
             found = []
-            for cell in (self.cell(name, epsilon) for name in defenses):
-                cell = cell[~cell["trivial"]]
-                taken = (cell["fab-t"] - cell["robust"]).mean()
-                flags = cell["flags"].fillna("").astype(str).str.contains("square").sum()
-                found.append(f"{taken:.1f} ({flags} of {len(cell)})" if len(cell) else SHORT_OF)
+            for name in defenses:
+                taken = self.takes(epsilon, name)
+                flags = self.runs.loc[taken.index, "flags"].fillna("").astype(str).str.contains("square").sum()
+                found.append(f"{taken.mean():.1f} ({flags} of {len(taken)})" if len(taken) else SHORT_OF)
             if set(found) != {SHORT_OF}:
                 yield epsilon, found
 
     def takes(self, epsilon: str, *defenses: str) -> pd.Series:
-        """What Square takes after the other attacks, in points, run by run."""
+        """What Square takes after the other attacks, in points, of each run that is not trivial."""
         cells = pd.concat([self.cell(name, epsilon) for name in defenses])
-        return cells["fab-t"] - cells["robust"]
+        return (cells["fab-t"] - cells["robust"])[~cells["trivial"]]
 
     def losses(self, defense: str, epsilon: str) -> pd.DataFrame:
         """Training loss, a row an epoch, a column a seed."""
@@ -350,7 +338,14 @@ def pair(clean: float, robust: float, trivial: bool = False, digits: int = 1) ->
     return f"{clean:.{digits}f} / {robust:.{digits}f}{' (t)' if trivial else ''}"
 
 
-def constants(cell: pd.DataFrame) -> str:
+def where(rows: pd.DataFrame, **values: str | list[str]) -> pd.DataFrame:
+    """The rows that have in each of these columns the value, or one of the values."""
+    for column, wanted in values.items():
+        rows = rows[rows[column].isin([wanted] if isinstance(wanted, str) else wanted)]
+    return rows
+
+
+def trivials(cell: pd.DataFrame) -> str:
     """Behind the mean of a cell: how many of its runs are trivial."""
     trivial = int(cell["trivial"].sum())
     return "" if not trivial else " (t)" if trivial == len(cell) else f" ({trivial} t)"

@@ -31,6 +31,7 @@ from claims import (
     read,
     settings_of,
     stands,
+    where,
 )
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -207,7 +208,14 @@ def rendered(template: str, tables: dict[str, Evidence]) -> str:
         "interval": interval,
         "stands": stands,
     }
-    tools = {"require": require, "middle": middle, "median": median, "margin": MARGIN, "nothing": NOTHING}
+    tools = {
+        "require": require,
+        "middle": middle,
+        "median": median,
+        "margin": MARGIN,
+        "nothing": NOTHING,
+        "where": where,
+    }
     return environment.get_template(template).render(**tools, **tables)
 
 

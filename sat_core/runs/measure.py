@@ -56,7 +56,8 @@ def measure(run: Run, real: Run, curved: bool) -> None:
     path = run.folder / folder.MEASURED
     sizes = [real.evaluation.batch_size, real.evaluation.images, real.curvature.batch_size, real.curvature.images]
     known = {"format": folder.MEASURED_FORMAT, "weights": folder.weights(run), "sizes": sizes}
-    if path.exists() and known == {key: read_json(path).get(key) for key in known}:
+    before = read_json(path) if path.exists() else {}
+    if known == {key: before.get(key) for key in known}:
         return
     content: dict[str, Any] = {"startup": startup(run), "memory_mb": {}, "too_large": []}
     device = take_device(run)

@@ -152,8 +152,7 @@ def comparison(cells: list[Cell]) -> pd.DataFrame | None:
         if trained := [(run, record) for run in own if (record := predict.taken(run, "train"))]:
             came = [predict.training_as_it_came(run, cell.costs, history(run)) for run, _ in trained]
             row |= compared("training", cell.training, came, [record["seconds"] for _, record in trained])
-        judged = [(run, record) for run in cell.runs if (record := predict.taken(run, "evaluate"))]
-        if judged:
+        if judged := [(run, record) for run in cell.runs if (record := predict.taken(run, "evaluate"))]:
             came = [predict.judging_as_it_came(run, cell.costs, record) for run, record in judged]
             took = [folder.seconds_of(record) or 0 for _, record in judged]
             row |= compared("AutoAttack", cell.judging, came, took)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,9 +83,13 @@ class Costs:
         """Bytes of the run's folder: its rehearsal's, each file once, and snapshots and a checkpoint that it lacks."""
         found = {path.stat().st_ino: path.stat().st_size for path in self.run.folder.rglob("*") if path.is_file()}
         more = len(run.training.snapshot_epochs) - len(self.run.training.snapshot_epochs)
-        weights, saved = self.run.folder / folder.WEIGHTS, self.run.folder / "checkpoint.pt"
-        second = saved.stat().st_size if saved.exists() and not checkpoint.previous(saved).exists() else 0
-        return sum(found.values()) + more * (weights.stat().st_size if weights.exists() else 0) + second
+        saved = self.run.folder / "checkpoint.pt"
+        second = 0 if checkpoint.previous(saved).exists() else _size(saved)
+        return sum(found.values()) + more * _size(self.run.folder / folder.WEIGHTS) + second
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def in_common(found: dict[str, Costs | None]) -> dict[str, Costs | None]:
@@ -93,14 +98,15 @@ def in_common(found: dict[str, Costs | None]) -> dict[str, Costs | None]:
     That is a network of the same dataset and blocks of the same sizes; defense and epsilon do not matter, as no image
     breaks. The speed of a machine that others use wanders, and one moment's would be put down to one defense.
     """
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for costs in found.values():
+    groups: dict[tuple[Any, ...], dict[str, Costs]] = {}
+    for name, costs in found.items():
         if costs:
-            groups.setdefault(_judging_work(costs), []).append(costs.measured["judging"])
-    return {
-        name: costs and Costs(costs.run, costs.measured | {"judging": _median(groups[_judging_work(costs)])})
-        for name, costs in found.items()
-    }
+            groups.setdefault(_judging_work(costs), {})[name] = costs
+    result = dict(found)
+    for group in groups.values():
+        judging = _median([costs.measured["judging"] for costs in group.values()])
+        result |= {name: Costs(costs.run, costs.measured | {"judging": judging}) for name, costs in group.items()}
+    return result
 
 
 def _judging_work(costs: Costs) -> tuple[Any, ...]:

@@ -60,27 +60,11 @@ def extended(content: Any, path: Path, seen: tuple[Path, ...] = ()) -> Any:
         base = {**base, "plugins": [moved(name) for name in base["plugins"]]}
     if isinstance(base.get("external"), Mapping):
         base = {**base, "external": {name: _moved(about, moved) for name, about in base["external"].items()}}
-    added = {
-        "overrides": joined(base.get("overrides"), content.get("overrides"), again=True),
-        "plugins": joined(base.get("plugins"), content.get("plugins")),
-        "tables": _tables(base.get("tables"), content.get("tables")),
-    }
-    return {**merge(base, content), **{key: value for key, value in added.items() if value is not None}}
-
-
-def joined(old: Any, new: Any, again: bool = False) -> Any:
-    """Two lists in one; what both hold stands there once, unless it counts ``again``. Of anything else, what is new."""
-    if not isinstance(old, list) or not isinstance(new, list):
-        return old if new is None else new
-    return [*old, *(item for item in new if again or item not in old)]
-
-
-def _tables(old: Any, new: Any) -> Any:
-    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
-        return old if new is None else new
-    both = {name: of for name, of in new.items() if isinstance(of, Mapping) and isinstance(old.get(name), Mapping)}
-    more = {name: {key: joined(old[name].get(key), value) for key, value in of.items()} for name, of in both.items()}
-    return merge(merge(old, new), more)
+    below_it, on_top = ({key: part[key] for key in ("plugins", "tables") if key in part} for part in (base, content))
+    whole = merge(base, content) | merge(below_it, on_top, append=True)
+    if isinstance(base.get("overrides"), list) and isinstance(content.get("overrides"), list):
+        whole["overrides"] = base["overrides"] + content["overrides"]  # all of them: the last word counts
+    return whole
 
 
 def _moved(external: Any, moved: Callable[[Any], str]) -> Any:
@@ -93,11 +77,13 @@ def _moved(external: Any, moved: Callable[[Any], str]) -> Any:
     }
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``over`` on top; nested mappings are merged, all else is replaced."""
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], append: bool = False) -> dict[str, Any]:
+    """``base`` with ``over`` on top; nested mappings are merged, lists appended to if asked, all else is replaced."""
     result = {**base, **over}
     for key in base.keys() & over.keys():
         old, new = base[key], over[key]
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            result[key] = merge(old, new)
+            result[key] = merge(old, new, append)
+        elif append and isinstance(old, list) and isinstance(new, list):
+            result[key] = [*old, *(item for item in new if item not in old)]
     return result
