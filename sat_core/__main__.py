@@ -240,10 +240,12 @@ def finish(study: Study, run: Run, stage: str) -> None:
     if not done(run, stage):
         getattr(importlib.import_module(f"sat_core.runs.{stage}"), stage)(run)
     if stage == "evaluate" and study.rehearsed:
-        from sat_core.runs.measure import measure
+        real = study.rehearsed.run(run.id)
+        if not folder.is_measured(run, real):
+            from sat_core.runs.measure import measure
 
-        curved = not {"curvature", "landscape"}.isdisjoint(folder.stages_of(study, run.id))
-        measure(run, study.rehearsed.run(run.id), curved)
+            curved = not {"curvature", "landscape"}.isdisjoint(folder.stages_of(study, run.id))
+            measure(run, real, curved)
 
 
 def ahead(study: Study, run: Run) -> None:

@@ -18,6 +18,13 @@ log = logging.getLogger(__name__)
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 """AutoAttack's `standard`, in its order."""
+LENGTHS = {
+    "apgd-ce": ("apgd", "n_iter"),
+    "apgd-t": ("apgd_targeted", "n_iter"),
+    "fab-t": ("fab", "n_iter"),
+    "square": ("square", "n_queries"),
+}
+"""Where an attack is in an `AutoAttack`, and what says how many iterations it makes."""
 FLAGS = {
     "randomized": "randomized defense",
     "dynamic": "dynamic defense",
@@ -131,13 +138,15 @@ def attack_standing(
     classes: int,
     broken_by: list[str],
     batch_size: int,
+    iterations: int | None = None,
 ) -> int:
     """One attack of AutoAttack on the images of a block that are still standing; marks in ``broken_by`` what it breaks.
 
     The four attacks run one by one, each on the images that all before it left standing, which is what AutoAttack
     does itself; only so does one learn which attack broke which image, and only so can one resume. The targeted ones
     take the 9 likeliest wrong classes; with fewer than 10 classes, all of them. Returns ``batch_size``, or half of it,
-    or a quarter.., where memory held no more: AutoAttack's random numbers then come otherwise.
+    or a quarter.., where memory held no more: AutoAttack's random numbers then come otherwise. ``iterations``: of the
+    attack, or of each of its targets, if not AutoAttack's own 100 (Square: 5,000); then it is no verdict.
     """
     standing = torch.tensor([i for i, by in enumerate(broken_by) if not by], device=x.device, dtype=torch.int64)
     if not len(standing):
@@ -145,6 +154,9 @@ def attack_standing(
     adversary = pyautoattack.AutoAttack(model, eps=epsilon, norm="Linf", seed=seed, device=x.device)
     adversary.attacks_to_run = [attack]
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
+    if iterations is not None:
+        part, length = LENGTHS[attack]
+        setattr(getattr(adversary, part), length, iterations)
     x, y = x[standing], y[standing]
     while True:
         try:

@@ -41,6 +41,7 @@ def reading(study: Study, table: Table, rows: pd.DataFrame) -> list[str]:
     aside = "trivial classifiers and ordinary training aside" if ordinary else "trivial classifiers aside"
     trivial = "at least one seed ended" if len(table.seeds) > 1 else "training ended"
     return [
+        "A rehearsal, AutoAttack cut short: no result." if study.file.rehearses else "",
         f"Bold is the best of a column, {aside}.",
         f"{TRIVIAL} (red): {trivial} as a trivial classifier, which is constant, or no better than a constant.",
         missing(table, rows),

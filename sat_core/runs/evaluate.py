@@ -73,7 +73,7 @@ def judged_blocks(
     model, weights = trained_model(run, device, which, precision)
     count, size = min(len(images), run.evaluation.images or len(images)), run.evaluation.batch_size
     starts, (i, n), blocks = range(0, count, size), shard, []
-    judging = Judging(heart, len(starts[i - 1 :: n]), run.data.classes)
+    judging = Judging(heart, len(starts[i - 1 :: n]), run.data.classes, run.evaluation.iterations)
     for first in tqdm(starts[i - 1 :: n], f"AutoAttack, {which}", leave=False, disable=None):
         x, y = (tensor.to(device) for tensor in images.batch(slice(first, min(first + size, count))))
         path = run.folder / PARTS / f"{which}{first // size:04}.json"
@@ -132,6 +132,7 @@ def judged_block(
                 classes=run.data.classes,
                 broken_by=block["broken_by"],
                 batch_size=block["batch_size"],
+                iterations=run.evaluation.iterations,
             )
         block["flags"] = sorted({*block["flags"], *flags})
         block["precision"] = sorted({*block["precision"], precision})
@@ -191,10 +192,11 @@ def summary_of(run: Run, broken_by: list[str], seconds: dict[str, float], batch_
     for attack in ATTACKS:
         standing -= broken_by.count(attack)
         after[attack] = standing / n
+    cut = run.evaluation.iterations
     return {
         "epsilon": run.epsilon.text,
         "norm": "Linf",
-        "version": "standard",
+        "version": "standard" if cut is None else f"standard, cut to {cut} iterations an attack",
         "pyautoattack": pyautoattack.__version__,
         "seed": run.evaluation.seed,
         "batch_size": batch_size,

@@ -326,6 +326,22 @@ def measured(run: Run, stage: str) -> dict[str, Any] | None:
     return record
 
 
+def measured_of(run: Run, real: Run) -> dict[str, Any]:
+    """What ``measured.json`` of a rehearsal's run is of: its weights, and sizes of the run that it rehearses."""
+    sizes = [real.evaluation.batch_size, real.evaluation.images, real.curvature.batch_size, real.curvature.images]
+    return {"format": MEASURED_FORMAT, "weights": weights(run), "sizes": sizes}
+
+
+def is_measured(run: Run, real: Run) -> bool:
+    """Whether the costs of a rehearsal's run are known, for its present weights."""
+    try:
+        found = read_json(run.folder / MEASURED)
+    except ConfigError:
+        return False
+    now = measured_of(run, real)
+    return now == {key: found.get(key) for key in now}
+
+
 def data_file(run: Run) -> Path:
     """Where the prepared images of a run's dataset are."""
     return run.results / "data" / f"{run.dataset}.safetensors"

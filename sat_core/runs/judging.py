@@ -17,17 +17,26 @@ SHARES = {"apgd-ce": 0.02, "apgd-t": 0.15, "fab-t": 0.27, "square": 0.56}
 """Of AutoAttack's time, where the images stand to the end; for the first block, when nothing is known yet."""
 
 
-def passes(attack: str, classes: int) -> int:
+def passes(attack: str, classes: int, iterations: int | None = None) -> int:
     """The most forward passes that an attack makes on a batch, as counted: steps of each target, queries, checks."""
-    targets, checks = min(9, classes - 1), 9
-    return checks + {"apgd-ce": 102, "apgd-t": 102 * targets + 1, "fab-t": 203 * targets + 1, "square": 5003}[attack]
+    targets, checks, n, queries = min(9, classes - 1), 9, iterations or 100, iterations or 5000
+    of_apgd, of_fab = n + 2, 2 * n + 3
+    return (
+        checks
+        + {
+            "apgd-ce": of_apgd,
+            "apgd-t": of_apgd * targets + 1,
+            "fab-t": of_fab * targets + 1,
+            "square": queries + 3,
+        }[attack]
+    )
 
 
 class Judging:
     """Tells a heartbeat, and a terminal, where a judgement of ``count`` blocks is."""
 
-    def __init__(self, heart: Heart, count: int, classes: int) -> None:
-        self.heart, self.count, self.classes = heart, count, classes
+    def __init__(self, heart: Heart, count: int, classes: int, iterations: int | None = None) -> None:
+        self.heart, self.count, self.most = heart, count, {name: passes(name, classes, iterations) for name in ATTACKS}
         self.seconds: list[float] = []
         """What each block that is done has taken."""
 
@@ -40,7 +49,7 @@ class Judging:
         """Watch one attack on a block: a hook counts the forward passes and sees how many images they are of."""
         place = f"of block {len(self.seconds) + 1}/{self.count}"
         title = f"attack {ATTACKS.index(attack) + 1}/{len(ATTACKS)} ({attack}) {place}"
-        most, spent, began = passes(attack, self.classes), sum(block["seconds"].values()), time.monotonic()
+        most, spent, began = self.most[attack], sum(block["seconds"].values()), time.monotonic()
         before, now = work(block["broken_by"], attack)
         bar = tqdm(total=most, desc=title, leave=False, disable=None)
         made = 0

@@ -23,6 +23,7 @@ from torch.utils.benchmark import Timer
 from sat_core.attacks import PGD, InnerLoss, Iterate, Perturbation, StoppingRule, cross_entropy, uniform_start
 from sat_core.errors import lacks_memory
 from sat_core.hessian import Objective, gaussians
+from sat_core.judge import LENGTHS
 from sat_core.runs import folder
 from sat_core.runs.data import load
 from sat_core.runs.device import device_name, peak_memory, take_device
@@ -34,10 +35,13 @@ from sat_core.study.settings.curvature import Curvature
 
 log = logging.getLogger(__name__)
 
-SECONDS = 0.1
-"""For which each piece is repeated, once it is warm; the median counts."""
+SECONDS = 0.2
+"""For which each piece is repeated, once it is warm; the median counts. AutoAttack's are many, and the median over all
+runs of a network: an eighth will do."""
 VALIDATED = 250
 """Images at a time in validation."""
+SLOW = 5.0
+"""Seconds of a few iterations of an attack, after which it is not timed on larger blocks."""
 HARMLESS = 1e-6
 """A radius at which no image breaks: all stand until the end."""
 
@@ -50,15 +54,8 @@ def measure(run: Run, real: Run, curved: bool) -> None:
     Seconds: ``startup``, ``training`` and ``judging``, as the functions of these names say; ``validation`` of an image
     that stands; ``curvature``: an image's of a product of the Hessian with a vector, ``product``, and of the loss,
     ``loss``. ``too_large``: pieces whose images the GPU's memory does not hold at once, measured on as many as it does.
-    ``memory_mb``: the peak of the process and of the GPU, after each piece. Does nothing if that has been done for
-    these weights and sizes.
+    ``memory_mb``: the peak of the process and of the GPU, after each piece.
     """
-    path = run.folder / folder.MEASURED
-    sizes = [real.evaluation.batch_size, real.evaluation.images, real.curvature.batch_size, real.curvature.images]
-    known = {"format": folder.MEASURED_FORMAT, "weights": folder.weights(run), "sizes": sizes}
-    before = read_json(path) if path.exists() else {}
-    if known == {key: before.get(key) for key in known}:
-        return
     content: dict[str, Any] = {"startup": startup(run), "memory_mb": {}, "too_large": []}
     device = take_device(run)
     content["device"] = device_name(device)
@@ -82,7 +79,7 @@ def measure(run: Run, real: Run, curved: bool) -> None:
         content[name], fitting = as_many_as_fit(piece, asked, device)
         content["too_large"] += [name] if fitting < asked else []
         content["memory_mb"][name] = peak_memory(device)
-    write_json(path, content | known)
+    write_json(run.folder / folder.MEASURED, content | folder.measured_of(run, real))
     log.info("%s: measured", run.folder)
 
 
@@ -110,10 +107,10 @@ def startup(run: Run) -> float:
     return max(0.0, time.time() - process - worked)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """The median time of ``work``, which is done once before; a GPU's queue is waited for."""
+def seconds(work: Callable[[], object], least: float = SECONDS) -> float:
+    """The median time of ``work``, done for ``least`` seconds and once before; a GPU's queue is waited for."""
     timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-    return float(timer.blocked_autorange(min_run_time=SECONDS).median)
+    return float(timer.blocked_autorange(min_run_time=least).median)
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,8 @@ def judging(model: nn.Module, x: Tensor, classes: int) -> dict[str, list[tuple[i
     """Seconds of a block of images that stand until the end, for each attack of AutoAttack: of one, some, and all.
 
     Between, time is no straight line: on a processor few images take long for their number, on a GPU as long as many.
-    Each attack is timed for a few of its iterations, and for one: the difference tells what the rest takes.
+    Each attack is timed for a few of its iterations, and for one: the difference tells what the rest takes. Once that
+    takes longer than SLOW, larger blocks are left out: time is in proportion by then.
     """
     y = predict(model, x)
     adversary = pyautoattack.AutoAttack(model, eps=HARMLESS, seed=0, device=x.device)
@@ -185,20 +183,19 @@ def judging(model: nn.Module, x: Tensor, classes: int) -> dict[str, list[tuple[i
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = 1
     targets = min(9, classes - 1)
     found: dict[str, list[tuple[int, float]]] = {}
-    for name, attack, length, times, few in (
-        ("apgd-ce", adversary.apgd, "n_iter", 1, 6),
-        ("apgd-t", adversary.apgd_targeted, "n_iter", targets, 6),
-        ("fab-t", adversary.fab, "n_iter", targets, 6),
-        ("square", adversary.square, "n_queries", 1, 25),
-    ):
+    for name, (part, length) in LENGTHS.items():
+        times, few = targets if name.endswith("-t") else 1, 25 if name == "square" else 6
+        attack = getattr(adversary, part)
         all_of_it, found[name] = getattr(attack, length), []
         for n in sorted({1, math.ceil(len(x) / 8), len(x)}):
             timed = []
             for iterations in (1, few):
                 setattr(attack, length, iterations)
-                timed.append(seconds(functools.partial(attack.perturb, x[:n], y[:n])))
+                timed.append(seconds(functools.partial(attack.perturb, x[:n], y[:n]), SECONDS / 8))
             rest = (all_of_it - 1) * max(0.0, timed[1] - timed[0]) / (few - 1)
             found[name].append((n, times * (timed[0] + rest)))
+            if timed[1] > SLOW:
+                break
         setattr(attack, length, all_of_it)
     return found
 

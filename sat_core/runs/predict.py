@@ -6,8 +6,9 @@ prediction is a span: from the least to the most, and likely. Nothing else is as
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,29 +94,42 @@ def _size(path: Path) -> int:
 
 
 def in_common(found: dict[str, Costs | None]) -> dict[str, Costs | None]:
-    """The same, with AutoAttack's times in the median of all runs that have measured the same work.
+    """The same, with each piece's times in the median of all runs that have measured the same work.
 
-    That is a network of the same dataset and blocks of the same sizes; defense and epsilon do not matter, as no image
-    breaks. The speed of a machine that others use wanders, and one moment's would be put down to one defense.
+    Nothing that is measured depends on epsilon, and AutoAttack's times not on the defense either, as no image breaks.
+    The speed of a machine that others use wanders, and one moment's would be put down to one cell.
     """
-    groups: dict[tuple[Any, ...], dict[str, Costs]] = {}
-    for name, costs in found.items():
-        if costs:
-            groups.setdefault(_judging_work(costs), {})[name] = costs
     result = dict(found)
-    for group in groups.values():
-        judging = _median([costs.measured["judging"] for costs in group.values()])
-        result |= {name: Costs(costs.run, costs.measured | {"judging": judging}) for name, costs in group.items()}
+    for piece, work in WORK.items():
+        groups: dict[tuple[Any, ...], dict[str, Costs]] = {}
+        for name, costs in result.items():
+            if costs and costs.measured.get(piece):
+                of = costs.run.dataset, costs.run.model, costs.measured["device"], *work(costs)
+                groups.setdefault(of, {})[name] = costs
+        for group in groups.values():
+            times = _median([costs.measured[piece] for costs in group.values()])
+            result |= {name: Costs(costs.run, costs.measured | {piece: times}) for name, costs in group.items()}
     return result
 
 
-def _judging_work(costs: Costs) -> tuple[Any, ...]:
-    (sizes, *_) = ([n for n, _ in blocks] for blocks in costs.measured["judging"].values())
-    return costs.run.dataset, costs.run.model, costs.measured["device"], *sizes
+WORK: dict[str, Callable[[Costs], tuple[Any, ...]]] = {
+    "training": lambda costs: (
+        costs.run.defense,
+        costs.run.training.model_dump_json(),
+        costs.run.attack.steps,
+        json.dumps(costs.run.options, sort_keys=True, default=str),
+    ),
+    "validation": lambda costs: (costs.run.attack.steps,),
+    "judging": lambda costs: tuple(n for blocks in costs.measured["judging"].values() for n, _ in blocks),
+    "curvature": lambda costs: tuple(costs.measured["sizes"]),
+}
+"""A piece -> what says, beside dataset, network and device, whether two runs have measured the same work."""
 
 
-def _median(times: list[dict[str, Any]]) -> dict[str, Any]:
-    return {attack: np.median([one[attack] for one in times], axis=0).tolist() for attack in times[0]}
+def _median(times: list[Any]) -> Any:
+    if isinstance(times[0], dict):
+        return {key: _median([one[key] for one in times]) for key in times[0]}
+    return np.median(times, axis=0).tolist()
 
 
 def _megabytes(run: Run, images: int) -> float:

@@ -185,7 +185,12 @@ class Study:
         if (external := self.externals.get(id.defense)) is not None:  # it has no epochs, and one set of weights
             merged |= {"external": external, "options": {}, "model_file": external.place or merged["model_file"]}
             merged = merge(merged, {"training": {"snapshots": 0}, "evaluation": {"weights": ["best"]}})
-        return parse(Run, {"study": self.name, "base": defense, **identity, **merged}, f"{self.path}, {id.path}")
+        run = parse(Run, {"study": self.name, "base": defense, **identity, **merged}, f"{self.path}, {id.path}")
+        if run.evaluation.iterations is not None and not self.file.rehearses:
+            raise ConfigError(
+                f"{self.path}, {id.path}: evaluation.iterations is for rehearsals: a verdict is of all of AutoAttack"
+            )
+        return run
 
     @property
     def runs(self) -> list[Run]:

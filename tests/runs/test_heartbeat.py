@@ -140,18 +140,18 @@ def test_watching_an_attack_counts_its_passes_and_changes_no_verdict(tmp_path, m
     x = torch.rand(6, 1, 8, 8)
     y = model(x).argmax(dim=1)
     heart = Heart(tmp_path / "beat", Beat("evaluate", ""))
-    judging, told = Judging(heart, 2, classes=10), []
+    told = []
     monkeypatch.setattr(heartbeat, "LOG_EVERY", 0.0)
     tell = heart.tell
     monkeypatch.setattr(heart, "tell", lambda *said: (told.append(said), tell(*said))[0])
-    for epsilon in (0.001, 0.05):
-        verdicts = []
+    for epsilon, iterations in ((0.001, None), (0.001, 4), (0.05, None)):
+        judging, verdicts = Judging(heart, 2, classes=10, iterations=iterations), []
         for watched in (False, True):
             block = {"broken_by": [""] * len(x), "seconds": {}}
             for attack in ATTACKS:
                 told.clear()
                 options = {"epsilon": epsilon, "seed": 1, "classes": 10, "batch_size": 6}
-                options["broken_by"] = block["broken_by"]
+                options |= {"broken_by": block["broken_by"], "iterations": iterations}
                 if watched:
                     with caplog.at_level("INFO"), judging.attack(model, attack, block):
                         attack_standing(model, x, y, attack, **options)
@@ -159,7 +159,7 @@ def test_watching_an_attack_counts_its_passes_and_changes_no_verdict(tmp_path, m
                     attack_standing(model, x, y, attack, **options)
                 block["seconds"][attack] = 1.0
                 if watched and epsilon == 0.001:
-                    assert len(told) == passes(attack, 10)
+                    assert len(told) == passes(attack, 10, iterations)
                     shares = [share for _, share, _ in told]
                     assert shares == sorted(shares) and shares[0] > 0 and shares[-1] <= 0.5
             verdicts.append(block["broken_by"])

@@ -32,6 +32,7 @@ MEASURED = {
     "device": "a machine",
     "startup": 5.0,
     "weights": None,
+    "sizes": [12, 12, 100, 100],
     "too_large": [],
     "memory_mb": {"training": {"main": 900.0}, "judging": {"main": 1000.0}},
     "training": {"first": {"whole": 0.4, "half": 0.3}, "last": {"whole": 0.2, "half": 0.2}},
@@ -262,3 +263,17 @@ def test_what_several_runs_have_measured_is_taken_in_the_median(paced):
     found = [medians[name].measured["judging"]["square"] for name in ("a", "c", "larger")]
     assert found == [[[1, 3]], [[1, 3]], [[2, 9]]]
     assert medians["missing"] is None
+
+
+def test_what_several_epsilons_have_measured_of_a_defense_is_taken_in_the_median(paced):
+    def measured(run, seconds: float, **changes) -> Costs:
+        steps = {"first": {"whole": seconds, "half": seconds / 2}, "last": {"whole": seconds, "half": seconds}}
+        return costs(run.model_copy(update=changes), training=steps)
+
+    run, other = paced.run(PSAT), paced.run(MADRY)
+    larger = run.training.model_copy(update={"batch_size": 2 * run.training.batch_size})
+    found = {"a": measured(run, 1.0), "b": measured(run, 2.0), "c": measured(run, 9.0, epsilon=other.epsilon)}
+    found |= {"another defense": measured(other, 5.0), "a larger batch": measured(run, 7.0, training=larger)}
+    medians = {name: costs.measured["training"] for name, costs in predict.in_common(found).items()}
+    assert all(medians[name]["first"] == {"whole": 2.0, "half": 1.0} for name in "abc")
+    assert medians["another defense"]["last"]["whole"] == 5.0 and medians["a larger batch"]["last"]["whole"] == 7.0

@@ -1,20 +1,23 @@
 """A study in small: what it changes, what it measures, and that it stays a study."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
 from helpers import PSAT, TINY
 from PIL import Image
+from torch import nn
 
 from sat_core.__main__ import main
+from sat_core.attacks import frozen
 from sat_core.errors import ConfigError
-from sat_core.runs import folder, rehearsal
+from sat_core.runs import folder, measure, rehearsal
 from sat_core.runs.check import check
 from sat_core.runs.data import load
 from sat_core.runs.files import read_json
-from sat_core.runs.measure import as_many_as_fit
 from sat_core.study import Study
 from sat_core.workflow import of_profile, open_study
 
@@ -50,6 +53,7 @@ def test_schedules_keep_their_proportions_and_batches_their_size(small):
         assert (run.training.epochs, run.training.milestones, run.training.snapshots) == (2, [0.25, 0.75], 2)
         assert (run.training.batch_size, run.training.momentum, run.training.lr) == (64, 0.8, 0.05)
         assert (run.evaluation.batch_size, run.evaluation.images, run.evaluation.shards) == (30, 8, 1)
+        assert run.evaluation.iterations == 10
         assert run.data.train_images == 143  # two batches of 64, and a tenth beside them
     curricula = {run.defense: run.options.get("curriculum") for run in small.runs}
     assert curricula["psat"] == {"kind": "steps", "epochs": [0.25, 0.5]}
@@ -88,9 +92,9 @@ def test_what_does_not_fit_is_measured_in_halves():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return images / 2
 
-    assert as_many_as_fit(piece, 12, torch.device("cpu")) == (1.5, 3)
+    assert measure.as_many_as_fit(piece, 12, torch.device("cpu")) == (1.5, 3)
     with pytest.raises(RuntimeError, match="out of memory"):
-        as_many_as_fit(lambda _: piece(9), 12, torch.device("cpu"))
+        measure.as_many_as_fit(lambda _: piece(9), 12, torch.device("cpu"))
 
 
 def test_a_rare_class_stands_on_both_sides_of_the_split(write_study, tmp_path):
@@ -165,11 +169,23 @@ def test_judging_in_a_rehearsal_measures_what_everything_costs(small, capsys):
     assert len(times) == 19 and all(0 < time < 60 for time in times)
     assert found["startup"] > 0
     assert found["memory_mb"]["training"]["main"] > 100
-    assert main(["evaluate", "--study", str(small.path), "--run", address]) == 0
+    code = "import sys; from sat_core.__main__ import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
+    again = [sys.executable, "-c", code, "evaluate", "--study", str(small.path), "--run", address]
+    assert subprocess.run(again, timeout=60).returncode == 0  # which needs no torch to find that all is done
     assert path.stat().st_mtime_ns == before  # measured once for these weights
+    verdict = read_json(small.run(address).folder / "autoattack.json")
+    assert verdict["version"] == "standard, cut to 10 iterations an attack" and verdict["n"] == 8
     assert main(["plan", "--study", "long.yaml"]) == 0
     said = capsys.readouterr().out
     assert "digits/cnn/psat/eps0.3" in said and "digits/cnn/fat/eps0.3 is not in this: its rehearsal is not" in said
+
+
+def test_attacks_that_take_long_are_not_timed_on_whole_blocks(monkeypatch):
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.rand(16, 1, 8, 8)
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
+    monkeypatch.setattr(measure, "SLOW", 0.0)
+    with frozen(model):
+        assert [[n for n, _ in blocks] for blocks in measure.judging(model, x, 10).values()] == [[1]] * 4
 
 
 def test_outside_a_rehearsal_nothing_is_measured(judged):

@@ -149,6 +149,10 @@ BAD = {
         changed("overrides.0.set.validation", {"fraction": 0.0001}),
         "validation.fraction 0.0001 of 1437 training images is 1: it and the rest must be 10 at least",
     ),
+    "a verdict cut short": (
+        changed("overrides.0.set.evaluation.iterations", 10),
+        "evaluation.iterations is for rehearsals: a verdict is of all of AutoAttack",
+    ),
     "a template": ("tables: {{x}}", "not valid YAML"),
     "not a mapping": ([1, 2], "a mapping (key: value) is expected"),
     "no tables": ({"tables": {}}, "tables: "),

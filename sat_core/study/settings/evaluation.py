@@ -24,6 +24,9 @@ class Evaluation(Frozen):
     weights: list[Literal["best", "last"]] = Field(
         ["best"], description="the epochs to judge: the selected one, and the last beside it (robust overfitting)"
     )
+    iterations: Count | None = Field(
+        None, description="of each attack, instead of AutoAttack's own; in rehearsals only, as it is no verdict then"
+    )
     shards: Count = Field(1, description="how many jobs share the work; on a CPU the result does not depend on it")
 
     @pydantic.field_validator("weights")
