@@ -117,7 +117,10 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def sheet(study: Study, name: str) -> Sheet:
-    """Rows and columns are defenses; a cell has the row's robust accuracy minus the column's, bold if surely more."""
+    """Rows and columns are defenses; a cell has the row's robust accuracy minus the column's, bold if surely more.
+
+    One seed alone makes nothing sure: another network might as well be the better one.
+    """
     table = study.file.tables[name]
     data, rows = compare(study, name), results(study, table)
     cells = frame(long_index(table), pd.Index([wrapped(study.display(defense)) for defense in table.defenses]))
@@ -127,7 +130,7 @@ def sheet(study: Study, name: str) -> Sheet:
     for pair in data[data["accuracy"] == "robust"].itertuples():
         place = pair.model, f"ε = {pair.epsilon}"
         i, j = table.defenses.index(pair.row), table.defenses.index(pair.column)
-        sure = pair.p_holm < LEVEL
+        sure = pair.p_holm < LEVEL and pair.seeds > 1
         for row, column, sign, low, high in ((i, j, 1, pair.low, pair.high), (j, i, -1, -pair.high, -pair.low)):
             text = signed(sign * pair.difference)
             below = {"95 %": f"[{signed(low)}, {signed(high)}]"} if len(cells.columns) <= MOST_WITH_INTERVALS else {}
@@ -159,8 +162,8 @@ def note(table: Table, rows: pd.DataFrame, data: pd.DataFrame) -> str:
         about(table, rows, "Each number is the robust accuracy of the row minus that of the column, in points."),
         f"Robust is the accuracy under AutoAttack (standard, L∞). {'Below' if few else 'In the csv'} stands the 95 % "
         f"interval, {origin}.",
-        f"Bold: the row beats the column, p < {LEVEL} after Holm's correction for all {math.comb(count, 2)} pairs.",
-        f"What is not bold may be chance; {TRIVIAL} (red): a trivial classifier, which beats none.",
+        f"Bold: the row beats the column over two seeds or more, p < {LEVEL} after Holm's correction for all "
+        f"{math.comb(count, 2)} pairs. What is not bold may be chance; {TRIVIAL} (red): a trivial classifier, which beats none.",
         "The csv has the same of clean accuracy.",
         missing(table, rows),
         standing(rows),

@@ -37,6 +37,7 @@ class Stage(NamedTuple):
     files: tuple[str, ...] = ()
 
 
+CHECKPOINT = "checkpoint.pt"
 WEIGHTS, HISTORY, IMAGES = "model.safetensors", "history.csv", "autoattack.csv"
 LAST, RAW, LAST_IMAGES = "last.safetensors", "raw.safetensors", "autoattack-last.csv"
 """Weights of the last epoch; where averages are judged, those in training at the selected one; the last's verdict."""
@@ -417,7 +418,7 @@ def hopeless(run: Run, stage: str) -> str | None:
 
 def count_interruption(run: Run) -> None:
     """Note that a stage was stopped after it had saved progress, which is no failure: see :func:`interruptions`."""
-    saved = [run.folder / "checkpoint.pt", *run.folder.glob("autoattack.parts/*.json")]
+    saved = [run.folder / CHECKPOINT, *run.folder.glob("autoattack.parts/*.json")]
     newest = max((path.stat().st_mtime_ns for path in saved if path.exists()), default=0)
     before = _interrupted(run)
     if newest > before["newest"]:

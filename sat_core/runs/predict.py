@@ -84,7 +84,7 @@ class Costs:
         """Bytes of the run's folder: its rehearsal's, each file once, and snapshots and a checkpoint that it lacks."""
         found = {path.stat().st_ino: path.stat().st_size for path in self.run.folder.rglob("*") if path.is_file()}
         more = len(run.training.snapshot_epochs) - len(self.run.training.snapshot_epochs)
-        saved = self.run.folder / "checkpoint.pt"
+        saved = self.run.folder / folder.CHECKPOINT
         second = 0 if checkpoint.previous(saved).exists() else _size(saved)
         return sum(found.values()) + more * _size(self.run.folder / folder.WEIGHTS) + second
 

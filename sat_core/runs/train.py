@@ -50,7 +50,7 @@ def train(run: Run) -> None:
 def begun(run: Run) -> Trainer:
     """The training as its checkpoint has it, or at its beginning."""
     trainer = Trainer(run)
-    state = checkpoint.load_checkpoint(run.folder / "checkpoint.pt", partial(folder.differences, run, "train"))
+    state = checkpoint.load_checkpoint(run.folder / folder.CHECKPOINT, partial(folder.differences, run, "train"))
     if state is not None:
         trainer.load_state_dict(state)
     return trainer
@@ -59,7 +59,7 @@ def begun(run: Run) -> Trainer:
 def take_epochs(trainer: Trainer, received: list[int], heart: Heart, shown: Board) -> None:
     """Take the epochs that are left, saving and showing what comes of them; raises Interrupted after a signal."""
     run, saved = trainer.run, time.monotonic()
-    path, made_of = run.folder / "checkpoint.pt", folder.present(run, "train")
+    path, made_of = run.folder / folder.CHECKPOINT, folder.present(run, "train")
     while trainer.epoch < run.training.epochs:
         for _ in trainer.steps():
             tell(heart, trainer)

@@ -53,12 +53,15 @@ def test_the_table_reads_from_row_to_column_and_a_trivial_row_beats_none(three):
     assert not comparisons.compare(three, "digits").equals(found)
 
 
-def test_a_large_difference_is_bold(write_study, tiny_study):
+def test_a_large_difference_is_bold_if_two_seeds_have_it(write_study, tiny_study):
+    tiny_study["tables"]["digits"]["seeds"] = [0, 1]
     study = Study(write_study(tiny_study))
-    for defense, by in (("madry", ["apgd-ce"] * 10), ("psat", [""] * 10)):
-        write_run(study.run(f"digits/cnn/{defense}/eps0.3/seed0"), LABELS, by)
-    cells = comparisons.sheet(study, "digits").cells
-    assert cells.iloc[1, 0].best and not cells.iloc[0, 1].best
+    for seeds in (1, 2):
+        for defense, by in (("madry", ["apgd-ce"] * 10), ("psat", [""] * 10)):
+            write_run(study.run(f"digits/cnn/{defense}/eps0.3/seed{seeds - 1}"), LABELS, by)
+        cells = comparisons.sheet(study, "digits").cells
+        assert cells.iloc[1, 0].plain == "+100.0"
+        assert cells.iloc[1, 0].best == (seeds == 2) and not cells.iloc[0, 1].best
 
 
 def test_of_one_defense_there_is_nothing_to_compare(write_study, tiny_study, capsys):
