@@ -163,7 +163,8 @@ def note(table: Table, rows: pd.DataFrame, data: pd.DataFrame) -> str:
         f"Robust is the accuracy under AutoAttack (standard, L∞). {'Below' if few else 'In the csv'} stands the 95 % "
         f"interval, {origin}.",
         f"Bold: the row beats the column over two seeds or more, p < {LEVEL} after Holm's correction for all "
-        f"{math.comb(count, 2)} pairs. What is not bold may be chance; {TRIVIAL} (red): a trivial classifier, which beats none.",
+        f"{math.comb(count, 2)} pairs.",
+        f"What is not bold may be chance; {TRIVIAL} (red): a trivial classifier, which beats none.",
         "The csv has the same of clean accuracy.",
         missing(table, rows),
         standing(rows),
