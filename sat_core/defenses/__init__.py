@@ -89,6 +89,9 @@ class SelfPaced(Defense):
         return self.model_copy(update={"curriculum": self.curriculum.resolved(epochs)})
 
     def check(self, epochs: int) -> None:
+        own = type(self)
+        if own.difficulty is SelfPaced.difficulty and own.perturb is SelfPaced.perturb:
+            raise ValueError("it has no method `difficulty(batch, iterate)`, which says how difficult a sample is")
         self.curriculum.check(epochs, *self.difficulty_range)
 
     def curriculum_value(self, epoch: int) -> float:
@@ -109,8 +112,14 @@ class SelfPaced(Defense):
         )
 
     def within(self, limit: float, batch: Batch, iterate: Iterate) -> Tensor:
-        """psi <= lambda, bool (n,)."""
-        return self.difficulty(batch, iterate) <= limit
+        """psi <= lambda, bool (n,); raises ConfigError where psi is not one number a sample."""
+        difficulty = self.difficulty(batch, iterate)
+        if difficulty.shape != iterate.rows.shape:
+            raise ConfigError(
+                f"defense '{type(self).__name__.lower()}': its difficulty has the shape {tuple(difficulty.shape)}, "
+                f"where a number for each of {len(iterate.rows)} samples is expected"
+            )
+        return difficulty <= limit
 
     def binding(self, limit: float, rule: StoppingRule) -> StoppingRule | None:
         """``rule``, or None where no difficulty can exceed the limit: then the attack is Madry's at Madry's cost."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import MADRY, PSAT, TINY, Project, jobs, run_epoch
 
+from sat_core import plugins
 from sat_core.errors import ConfigError
 from sat_core.runs import folder
 from sat_core.runs.check import check
@@ -91,18 +92,26 @@ def write(content: str) -> None:
         (lambda s: write("x = 1"), "holds neither a subclass of Defense nor a function"),
         (lambda s: write(MINE.replace("Noisy", "Madry")), "there is a defense 'madry' already"),
         (lambda s: write(MINE.replace("Noisy(Defense)", "Noisy(dict)")), "is no subclass of"),
+        (lambda s: write(MINE.replace("def difficulty", "def hardness")), "'halved': it has no method `difficulty"),
         (lambda s: write("import nowhere\n" + MINE), "cannot be imported: ModuleNotFoundError"),
     ],
 )
 def test_a_plugin_that_will_not_do_gets_its_sentence(mine, write_study, change, message):
-    from sat_core import plugins
-
     plugins.read.cache_clear()
     plugins.load.cache_clear()
     change(mine)
     with pytest.raises(ConfigError, match=message):
         study = Study(write_study(mine))
         check(study, study.runs)
+
+
+@pytest.mark.parametrize(("mistake", "shape"), [(".mean()", r"\(\)"), ("[:, None]", r"\(64, 1\)")])
+def test_a_difficulty_that_is_not_a_number_a_sample_gets_its_sentence(mine, write_study, mistake, shape):
+    plugins.load.cache_clear()
+    write(MINE.replace("batch.y[iterate.rows]) / 2", f"batch.y[iterate.rows]){mistake}"))
+    trainer = Trainer(Study(write_study(mine)).run("digits/linear/halved/eps0.3/seed0"), torch.device("cpu"))
+    with pytest.raises(ConfigError, match=f"'halved': its difficulty has the shape {shape}, where a number for each"):
+        run_epoch(trainer)
 
 
 def test_snakemake_runs_a_plugin_and_redoes_only_its_runs_after_an_edit(tmp_path):
