@@ -1,8 +1,8 @@
 """What a study file says, checked and resolved to one frozen :class:`Run` per network to train.
 
 A study is one YAML file: tables x models x defenses x epsilons x seeds. What it leaves unsaid comes from
-``datasets/<dataset>.yaml`` beside it, or else from the project's own ``config/datasets``. Torch is not imported here:
-Snakemake reads this package at every start.
+``datasets/<dataset>.yaml`` beside it, or beside what it extends, or else from the project's own ``config/datasets``.
+Torch is not imported here: Snakemake reads this package at every start.
 """
 
 from __future__ import annotations
@@ -152,9 +152,20 @@ class Study:
         """path -> id, each run once, in the order of the file."""
         return {run.path: run for table in self.file.tables.values() for run in table.run_ids}
 
+    @cached_property
+    def _homes(self) -> list[Path]:
+        """Where the study is, and those that it extends: beside each there may be datasets, the nearest counts."""
+        study = self.rehearsed or self
+        homes, path, below = [study.home], study.path, study.file.extends
+        while below:
+            path = path.parent / below
+            homes.append(path.parent)
+            below = read_yaml(path).get("extends")
+        return homes
+
     def dataset_file(self, name: str) -> DatasetFile:
         if name not in self._dataset_files:
-            folders = [self.home / "datasets", PROJECT_CONFIG / "datasets"]
+            folders = [home / "datasets" for home in (*self._homes, PROJECT_CONFIG)]
             found = {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.yaml"))}
             if name not in found:
                 raise ConfigError(f"{self.path}: {unknown('dataset', name, found)}")

@@ -11,8 +11,9 @@ from helpers import REPOSITORY, TINY, script
 
 from sat_core.__main__ import main
 from sat_core.errors import ConfigError
+from sat_core.runs import rehearsal
 from sat_core.runs.check import check
-from sat_core.study import RunId, Study, defense_names
+from sat_core.study import PROJECT_CONFIG, RunId, Study, defense_names
 from sat_core.study.address import Epsilon
 from sat_core.study.file import DatasetFile, StudyFile
 from sat_core.study.fingerprint import changes, made_of
@@ -67,6 +68,22 @@ def test_what_a_study_that_extends_another_says_comes_last(write_study, tiny_stu
     assert study.file.tables["digits"].defenses == ["madry", "late", "trades"]
     run = study.run("digits/cnn/late/eps0.3/seed0")
     assert run.training.lr == 0.05 and run.options["curriculum"]["epochs"] == [1]
+
+
+def test_datasets_are_found_beside_the_study_that_is_extended_too(write_study, tmp_path, tiny_study):
+    digits = (PROJECT_CONFIG / "datasets/digits.yaml").read_text()
+    for place, lr in ((".", None), ("base", 0.3), ("base/of", 0.4)):
+        (tmp_path / place / "datasets").mkdir(parents=True)
+        if lr:
+            (tmp_path / place / "datasets/mine.yaml").write_text(digits.replace("lr: 0.05", f"lr: {lr}"))
+    tiny_study["tables"]["digits"]["dataset"] = "mine"
+    (tmp_path / "base/of/tiny.yaml").write_text(yaml.safe_dump(tiny_study))
+    (tmp_path / "base/middle.yaml").write_text("extends: of/tiny.yaml\n")
+    study = Study(write_study("extends: base/middle.yaml\n", "top"))
+    assert {run.training.lr for run in study.runs} == {0.3}
+    assert {run.training.lr for run in Study(rehearsal.write(study)).runs} == {0.3}
+    (tmp_path / "datasets/mine.yaml").write_text(digits)
+    assert {run.training.lr for run in Study("top.yaml").runs} == {0.05}
 
 
 def test_a_training_is_not_made_of_the_place_of_the_data_nor_of_what_follows_it(write_study):
