@@ -144,9 +144,11 @@ def training(run: Run) -> dict[str, dict[str, float]]:
     trainer, last = Trainer(run), run.training.epochs - 1
     images, attack = trainer.train_images, asdict(trainer.attack)
     index = torch.arange(min(run.training.batch_size, len(images)), device=images.pixels.device)
-    found = {}
-    for name, epoch in {"first": 0, "last": last}.items():
-        trainer.epoch = epoch
+    found: dict[str, dict[str, float]] = {}
+    for name, trainer.epoch in {"last": last, "first": 0}.items():
+        if name == "first" and trainer.defense.curriculum_value(0) == trainer.defense.curriculum_value(last):
+            found[name] = found["last"]
+            break
         paced = {part: Paced(**attack, share=share) for part, share in {"whole": 1.0, "half": 0.5}.items()}
         times = {}
         for part, trainer.attack in paced.items():
