@@ -322,7 +322,7 @@ class Evidence:
         return [name for name in self.table.defenses if name not in set(self.runs["defense"])]
 
     def hours(self) -> float:
-        """Training and AutoAttack of all runs, one after the other, each as long as the shortest of its cell's seeds."""
+        """Training and AutoAttack of all runs, one after the other, each as long as its cell's shortest."""
         cells = self.runs.groupby(["defense", "epsilon"])[["train_seconds", "attack_seconds"]]
         return float(cells.transform("min").sum().sum() / 3600)
 
