@@ -21,15 +21,8 @@ def passes(attack: str, classes: int, iterations: int | None = None) -> int:
     """The most forward passes that an attack makes on a batch, as counted: steps of each target, queries, checks."""
     targets, checks, n, queries = min(9, classes - 1), 9, iterations or 100, iterations or 5000
     of_apgd, of_fab = n + 2, 2 * n + 3
-    return (
-        checks
-        + {
-            "apgd-ce": of_apgd,
-            "apgd-t": of_apgd * targets + 1,
-            "fab-t": of_fab * targets + 1,
-            "square": queries + 3,
-        }[attack]
-    )
+    most = {"apgd-ce": of_apgd, "apgd-t": of_apgd * targets + 1, "fab-t": of_fab * targets + 1, "square": queries + 3}
+    return checks + most[attack]
 
 
 class Judging:

@@ -144,11 +144,11 @@ def training(run: Run) -> dict[str, dict[str, float]]:
     trainer, last = Trainer(run), run.training.epochs - 1
     images, attack = trainer.train_images, asdict(trainer.attack)
     index = torch.arange(min(run.training.batch_size, len(images)), device=images.pixels.device)
+    epochs, limit = {"first": 0, "last": last}, trainer.defense.curriculum_value
+    if limit(0) == limit(last):
+        del epochs["first"]
     found: dict[str, dict[str, float]] = {}
-    for name, trainer.epoch in {"last": last, "first": 0}.items():
-        if name == "first" and trainer.defense.curriculum_value(0) == trainer.defense.curriculum_value(last):
-            found[name] = found["last"]
-            break
+    for name, trainer.epoch in epochs.items():
         paced = {part: Paced(**attack, share=share) for part, share in {"whole": 1.0, "half": 0.5}.items()}
         times = {}
         for part, trainer.attack in paced.items():
@@ -157,7 +157,7 @@ def training(run: Run) -> dict[str, dict[str, float]]:
                 times["half"] = times["whole"]
                 break
         found[name] = times
-    return found
+    return {"first": found["last"], **found}
 
 
 def validation(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> float:
