@@ -244,8 +244,7 @@ def finish(study: Study, run: Run, stage: str) -> None:
         if not folder.is_measured(run, real):
             from sat_core.runs.measure import measure
 
-            curved = not {"curvature", "landscape"}.isdisjoint(folder.stages_of(study, run.id))
-            measure(run, real, curved)
+            measure(study, run, real)
 
 
 def ahead(study: Study, run: Run) -> None:

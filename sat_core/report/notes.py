@@ -8,6 +8,7 @@ from sat_core.report.render import MISSING, STALE, TRIVIAL
 from sat_core.study import Study
 from sat_core.study.file import Table
 
+NO_RESULT = "A rehearsal, AutoAttack cut short: no result."
 TOLD = 2
 """Runs of other settings or code of which the note says why; a caption in LaTeX cannot be longer than a page."""
 
@@ -41,7 +42,6 @@ def reading(study: Study, table: Table, rows: pd.DataFrame) -> list[str]:
     aside = "trivial classifiers and ordinary training aside" if ordinary else "trivial classifiers aside"
     trivial = "at least one seed ended" if len(table.seeds) > 1 else "training ended"
     return [
-        "A rehearsal, AutoAttack cut short: no result." if study.file.rehearses else "",
         f"Bold is the best of a column, {aside}.",
         f"{TRIVIAL} (red): {trivial} as a trivial classifier, which is constant, or no better than a constant.",
         missing(table, rows),

@@ -240,6 +240,7 @@ def write_table(study: Study, name: str) -> list[Path]:
 def write_sheet(study: Study, title: str, sheet: Sheet) -> Path:
     """Write one table in every form; returns the path of the markdown file."""
     path = study.folder / "tables" / title
+    sheet = replace(sheet, note=f"{notes.NO_RESULT} {sheet.note}") if study.file.rehearses else sheet
     content = {
         "csv": sheet.data.to_csv(index=False, float_format="%.8g"),
         "tex": latex(sheet, title),

@@ -53,7 +53,7 @@ deletes, because another job of an allocation failed or before it tries again, c
 FAILED = "failed.json"
 """Why a run cannot succeed as long as its settings and the code are what they are."""
 INTERRUPTED = "interrupted.json"
-MEASURED, MEASURED_FORMAT = "measured.json", 3
+MEASURED, MEASURED_FORMAT = "measured.json", 4
 """What the work of a rehearsal's run costs, piece by piece."""
 
 

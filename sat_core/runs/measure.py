@@ -29,8 +29,9 @@ from sat_core.runs.data import load
 from sat_core.runs.device import device_name, peak_memory, take_device
 from sat_core.runs.files import read_json, write_json
 from sat_core.runs.network import measuring_attack, predict, trained_model
+from sat_core.runs.predict import left_to_others
 from sat_core.runs.trainer import Trainer
-from sat_core.study import Run
+from sat_core.study import Run, Study
 from sat_core.study.settings.curvature import Curvature
 
 log = logging.getLogger(__name__)
@@ -46,19 +47,18 @@ HARMLESS = 1e-6
 """A radius at which no image breaks: all stand until the end."""
 
 
-def measure(run: Run, real: Run, curved: bool) -> None:
+def measure(rehearsal: Study, run: Run, real: Run) -> None:
     """Measure the trained ``run`` of a rehearsal for the run that it rehearses: writes ``measured.json``.
 
-    ``curved``: whether the study asks for its curvature or a landscape.
-
     Seconds: ``startup``, ``training`` and ``judging``, as the functions of these names say; ``validation`` of an image
-    that stands; ``curvature``: an image's of a product of the Hessian with a vector, ``product``, and of the loss,
-    ``loss``. ``too_large``: pieces whose images the GPU's memory does not hold at once, measured on as many as it does.
-    ``memory_mb``: the peak of the process and of the GPU, after each piece.
+    that stands; ``curvature``, if the study asks for it or a landscape: an image's of a product of the Hessian with a
+    vector, ``product``, and of the loss, ``loss``. ``left``: pieces that others have measured often enough.
+    ``too_large``: pieces whose images the GPU's memory does not hold at once, measured on as many as it does.
+    ``seconds`` that a piece was measured for; ``memory_mb``: the peak of the process and of the GPU, after each piece.
     """
-    content: dict[str, Any] = {"startup": startup(run), "memory_mb": {}, "too_large": []}
     device = take_device(run)
-    content["device"] = device_name(device)
+    content = folder.measured_of(run, real) | {"startup": startup(run), "device": device_name(device)}
+    content |= {"memory_mb": {}, "seconds": {}, "too_large": []}
     if device.type == "cuda":
         content["gpu_mb"] = torch.cuda.get_device_properties(device).total_memory / 1e6
     (images,) = load(run, "test")
@@ -72,14 +72,20 @@ def measure(run: Run, real: Run, curved: bool) -> None:
     }
     if run.external:
         del pieces["training"]
-    if curved:
+    if not {"curvature", "landscape"}.isdisjoint(folder.stages_of(rehearsal, run.id)):
         at_once = min(real.curvature.images, real.curvature.batch_size)
         pieces["curvature"] = (lambda n: curvature(model, x[:n], y[:n], real.curvature), at_once)
+    known = left_to_others(run, rehearsal.runs, content)
+    content["left"] = [name for name in pieces if name in known]
     for name, (piece, asked) in pieces.items():
+        if name in known:
+            continue
+        began = time.monotonic()
         content[name], fitting = as_many_as_fit(piece, asked, device)
+        content["seconds"][name] = time.monotonic() - began
         content["too_large"] += [name] if fitting < asked else []
         content["memory_mb"][name] = peak_memory(device)
-    write_json(run.folder / folder.MEASURED, content | folder.measured_of(run, real))
+    write_json(run.folder / folder.MEASURED, content)
     log.info("%s: measured", run.folder)
 
 

@@ -98,7 +98,10 @@ def why_not(rehearsal: Study, run: Run) -> str:
     """Why a rehearsal has not measured a run."""
     for id in rehearsal.run_ids.values():
         if (id.dataset, id.model, id.defense, id.epsilon) == (run.dataset, run.model, run.defense, run.epsilon):
-            said = [folder.hopeless(rehearsal.run(id), stage) for stage in folder.STAGES]
+            small = rehearsal.run(id)
+            if (small.folder / folder.MEASURED).exists():
+                return f"what it left to other runs is gone: delete {small.folder} and rehearse again"
+            said = [folder.hopeless(small, stage) for stage in folder.STAGES]
             return next((f"its rehearsal failed: {why}" for why in said if why), "its rehearsal is not finished")
     return "it has not been rehearsed"
 

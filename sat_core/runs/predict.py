@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ CIFAR-10 are around a half. Of ordinary training no image is supposed to stand.
 BROKEN = {"apgd-ce": 1.0, "apgd-t": 0.3}
 """Share of an attack's time that an image takes which it breaks: most fall to APGD's first targets of nine, by a count
 of passes on the demo; of FAB-T and Square, which find few, a half."""
+ENOUGH, SPENT = 3, 30.0
+"""Runs that measure the same piece, and their seconds in all, after which the others leave it to them."""
 FALLEN = 0.4
 """Share of its validation that an image takes which falls: its clean prediction, and a few steps."""
 
@@ -98,38 +100,73 @@ def in_common(found: dict[str, Costs | None]) -> dict[str, Costs | None]:
     """The same, with each piece's times in the median of all runs that have measured the same work.
 
     Nothing that is measured depends on epsilon, and AutoAttack's times not on the defense either, as no image breaks.
-    The speed of a machine that others use wanders, and one moment's would be put down to one cell.
+    The speed of a machine that others use wanders, and one moment's would be put down to one cell. Runs that have left
+    a piece to others get it here; where those are gone, None.
     """
     result = dict(found)
-    for piece, work in WORK.items():
+    for piece in WORK:
         groups: dict[tuple[Any, ...], dict[str, Costs]] = {}
         for name, costs in result.items():
-            if costs and costs.measured.get(piece):
-                of = costs.run.dataset, costs.run.model, costs.measured["device"], *work(costs)
-                groups.setdefault(of, {})[name] = costs
+            if costs and (piece in costs.measured or piece in costs.measured["left"]):
+                groups.setdefault(work(piece, costs.run, costs.measured), {})[name] = costs
         for group in groups.values():
-            times = _median([costs.measured[piece] for costs in group.values()])
-            result |= {name: Costs(costs.run, costs.measured | {piece: times}) for name, costs in group.items()}
+            result |= shared(piece, group)
     return result
 
 
-WORK: dict[str, Callable[[Costs], tuple[Any, ...]]] = {
-    "training": lambda costs: (
-        costs.run.defense,
-        costs.run.training.model_dump_json(),
-        costs.run.attack.steps,
-        json.dumps(costs.run.options, sort_keys=True, default=str),
+def shared(piece: str, group: dict[str, Costs]) -> dict[str, Costs] | dict[str, None]:
+    """What runs that do the same work have measured of it, given to each of them."""
+    own = [costs.measured for costs in group.values() if piece in costs.measured]
+    if not own:
+        return dict.fromkeys(group)
+    times, peak = {piece: _median([measured[piece] for measured in own])}, {piece: own[0]["memory_mb"][piece]}
+    given = {}
+    for name, costs in group.items():
+        memory = {"memory_mb": peak | costs.measured["memory_mb"]}
+        given[name] = Costs(costs.run, costs.measured | times | memory)
+    return given
+
+
+WORK: dict[str, Callable[[Run, list[int | None]], tuple[Any, ...]]] = {
+    "training": lambda run, _: (
+        run.defense,
+        run.training.model_dump_json(),
+        run.attack.steps,
+        json.dumps(run.options, sort_keys=True, default=str),
     ),
-    "validation": lambda costs: (costs.run.attack.steps,),
-    "judging": lambda costs: tuple(n for blocks in costs.measured["judging"].values() for n, _ in blocks),
-    "curvature": lambda costs: tuple(costs.measured["sizes"]),
+    "validation": lambda run, _: (run.attack.steps,),
+    "judging": lambda _, sizes: tuple(sizes[:2]),
+    "curvature": lambda _, sizes: tuple(sizes[2:]),
 }
-"""A piece -> what says, beside dataset, network and device, whether two runs have measured the same work."""
+"""A piece -> what of a run, and of the sizes of the one that it rehearses, says that another has the same work."""
+
+
+def work(piece: str, run: Run, measured: dict[str, Any]) -> tuple[Any, ...]:
+    """Two runs for which this is equal measure the same when they measure a piece."""
+    return run.dataset, run.model, measured["device"], *WORK[piece](run, measured["sizes"])
+
+
+def left_to_others(run: Run, others: Iterable[Run], measured: dict[str, Any]) -> list[str]:
+    """The pieces that ENOUGH other runs have measured for a run, and for long enough."""
+    spent: dict[str, list[float]] = {piece: [] for piece in WORK}
+    for other in others:
+        try:
+            found = read_json(other.folder / folder.MEASURED)
+        except ConfigError:
+            continue
+        if other.id != run.id and found.get("format") == folder.MEASURED_FORMAT:
+            for piece, seconds in found["seconds"].items():
+                if work(piece, other, found) == work(piece, run, measured):
+                    spent[piece].append(seconds)
+    return [piece for piece, times in spent.items() if len(times) >= ENOUGH and sum(times) >= SPENT]
 
 
 def _median(times: list[Any]) -> Any:
     if isinstance(times[0], dict):
         return {key: _median([one[key] for one in times]) for key in times[0]}
+    if isinstance(times[0], list):
+        sizes = min([n for n, _ in blocks] for blocks in times)  # of whom memory or patience ended first
+        times = [blocks for blocks in times if [n for n, _ in blocks] == sizes]
     return np.median(times, axis=0).tolist()
 
 

@@ -25,7 +25,7 @@ from sat_core.runs.plan import (
 )
 from sat_core.runs.predict import Costs, Span
 from sat_core.runs.rehearsal import write
-from sat_core.study import Study
+from sat_core.study import Run, Study
 
 MEASURED = {
     "format": folder.MEASURED_FORMAT,
@@ -33,8 +33,9 @@ MEASURED = {
     "startup": 5.0,
     "weights": None,
     "sizes": [12, 12, 100, 100],
+    "left": [],
     "too_large": [],
-    "memory_mb": {"training": {"main": 900.0}, "judging": {"main": 1000.0}},
+    "memory_mb": {piece: {"main": 1000.0 if piece == "judging" else 900.0} for piece in predict.WORK},
     "training": {"first": {"whole": 0.4, "half": 0.3}, "last": {"whole": 0.2, "half": 0.2}},
     "validation": 0.01,
     "judging": {a: [[1, s]] for a, s in zip(ATTACKS, (1.0, 9.0, 18.0, 12.0), strict=True)},
@@ -255,14 +256,56 @@ def test_time_of_a_block_lies_on_the_lines_between_those_measured(paced):
 
 
 def test_what_several_runs_have_measured_is_taken_in_the_median(paced):
-    def measured(seconds: float, n: int = 1) -> Costs:
-        return costs(paced.run(PSAT), judging={"square": [[n, seconds]]})
+    def measured(seconds: float, n: int = 1, **changes) -> Costs:
+        return costs(paced.run(PSAT), judging={"square": [[n, seconds]]}, **changes)
 
-    found = {"a": measured(2.0), "b": measured(3.0), "c": measured(40.0), "larger": measured(9.0, n=2), "missing": None}
+    found = {"a": measured(2.0), "b": measured(3.0), "c": measured(40.0), "missing": None}
+    found["larger"] = measured(9.0, n=2, sizes=[13, 13, 100, 100])
     medians = predict.in_common(found)
     found = [medians[name].measured["judging"]["square"] for name in ("a", "c", "larger")]
     assert found == [[[1, 3]], [[1, 3]], [[2, 9]]]
     assert medians["missing"] is None
+
+
+def test_of_attacks_that_were_timed_on_other_blocks_the_smallest_count(paced):
+    def measured(*blocks) -> Costs:
+        return costs(paced.run(PSAT), judging={"square": [list(block) for block in blocks]})
+
+    found = {"a": measured((1, 2.0), (4, 9.0)), "b": measured((1, 4.0)), "c": measured((1, 6.0))}
+    assert predict.in_common(found)["a"].measured["judging"]["square"] == [[1, 5.0]]
+
+
+def test_a_piece_that_is_left_to_others_is_theirs(paced):
+    left = {key: value for key, value in MEASURED.items() if key != "judging"} | {"left": ["judging"]}
+    left["memory_mb"] = {piece: {"main": 900.0} for piece in left["memory_mb"] if piece != "judging"}
+    one, other = paced.run(PSAT), paced.run(MADRY)
+    found = predict.in_common({"one": costs(one), "left": Costs(other, left)})
+    assert found["left"].measured["judging"] == MEASURED["judging"] and found["left"].memory == {"main": 1000.0}
+    assert predict.in_common({"left": Costs(other, left), "elsewhere": costs(one, device="another")})["left"] is None
+    rehearsal = Study(write(paced))
+    for address, measured in {PSAT: MEASURED | {"device": "another"}, MADRY: left}.items():
+        write_json(rehearsal.run(address).folder / folder.MEASURED, measured)
+    said = plan(paced, rehearsal, 1, {}, write=False)
+    assert (
+        "madry/eps0.3 is not in this: what it left to other runs is gone: delete results/tiny-rehearsal/runs/" in said
+    )
+
+
+def test_a_piece_is_left_once_enough_others_have_measured_it_for_long_enough(tmp_path, paced):
+    def others(seconds: float, count: int) -> list[Run]:
+        runs = [paced.run(MADRY).model_copy(update={"place": str(tmp_path / f"{seconds}-{i}")}) for i in range(count)]
+        for run in runs:
+            run.folder.mkdir(parents=True)
+            write_json(run.folder / folder.MEASURED, MEASURED | {"seconds": dict.fromkeys(predict.WORK, seconds)})
+        return runs
+
+    def left(*runs: Run, **changes) -> list[str]:
+        return predict.left_to_others(paced.run(PSAT), [paced.run(PSAT), *runs], MEASURED | changes)
+
+    assert left(*others(10.0, 3)) == ["validation", "judging", "curvature"]  # training is of another defense
+    assert left(*others(15.1, 2)) == left(*others(9.9, 3)) == left() == []
+    assert left(*others(11.0, 3), sizes=[13, 12, 100, 100]) == ["validation", "curvature"]
+    assert left(*others(12.0, 3), device="another") == []
 
 
 def test_what_several_epsilons_have_measured_of_a_defense_is_taken_in_the_median(paced):

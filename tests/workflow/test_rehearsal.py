@@ -9,6 +9,7 @@ from helpers import REPOSITORY, Project
 
 from sat_core.report.kinds import FIGURES
 from sat_core.study import Study
+from sat_core.study.file import COMPARISONS, PARTS
 
 MEASURED = ("curvature", "landscape")
 PAPER = yaml.safe_load((REPOSITORY / "config/paper.yaml").read_text())
@@ -59,7 +60,8 @@ def check(project, tables):
     results = project.folder / "results/study-rehearsal"
     assert (results / "report.html").stat().st_size > 10_000
     for name, asked in tables.items():
-        assert "A rehearsal, AutoAttack cut short: no result." in (results / f"tables/{name}.md").read_text()
+        for part in (*PARTS, COMPARISONS) if len(asked["defenses"]) > 1 else PARTS:
+            assert "A rehearsal, AutoAttack cut short: no result." in (results / f"tables/{name}{part}.md").read_text()
         drawn = {kind for kind, figure in FIGURES.items() if not figure.on_request}
         drawn -= set() if asked.get("curvature") else {kind for kind in drawn if FIGURES[kind].stage in MEASURED}
         assert not [kind for kind in drawn if not (results / f"figures/{name}-{kind}.png").exists()]
