@@ -7,79 +7,47 @@ takes which it breaks, counted in passes: what the plan supposes is ``predict.BR
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
-import os
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-import yaml
 from torch import Tensor, nn
+from whole import blocks, command_line, fresh, timed, write
 
-from sat_core import judge
+from sat_core.judge import attack_standing
 from sat_core.runs import folder, predict
-from sat_core.runs.data import load
 from sat_core.runs.judging import passes
 from sat_core.runs.network import trained_model
 from sat_core.study import Run, Study
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from helpers import Project  # noqa: E402
 
 STAGES = {"training": "train", "AutoAttack": "evaluate"}
 
 
 def main() -> None:
     """The command line: see `--help`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", type=Path, default=Path("config/demo.yaml"))
-    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="(all)")
-    parser.add_argument("--out", type=Path, default=Path("results/bench/planned.csv"))
-    given = parser.parse_args()
-    os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # as `make` has it: else some fifty processes compile what they import
-    out, images = given.out.resolve(), Path("data").resolve()
+    given = command_line(__doc__, "results/bench/planned.csv").parse_args()
+    study = f"config/{given.study.stem}.yaml"
     with tempfile.TemporaryDirectory() as name:
-        first, again = (
-            Project(Path(name) / place, yaml.safe_load(given.study.read_text()), given.study.stem)
-            for place in ("first", "again")
-        )
-        for project in (first, again):
-            if images.exists():
-                (project.folder / "data").symlink_to(images)
+        first, again = (fresh(Path(name) / place, given.study) for place in ("first", "again"))
         print(f"rehearsed in {timed(first, given.cores, '--config', 'rehearse=true'):.0f} s", flush=True)
         print(f"run in {timed(first, given.cores):.0f} s", flush=True)
         print(f"and again in {timed(again, given.cores):.0f} s", flush=True)
-        plan = ("-m", "sat_core", "plan", "--study", f"config/{first.name}.yaml", "--gpus", str(given.cores))
-        print(first.python(*plan, within=None))
+        print(first.python("-m", "sat_core", "plan", "--study", study, "--gpus", str(given.cores), within=None))
         with contextlib.chdir(again.folder):
-            took_again = [taken(run) for run in Study(f"config/{again.name}.yaml").runs]
+            took_again = [taken(run) for run in Study(study).runs]
         with contextlib.chdir(first.folder):
-            table = pd.DataFrame(rows(Study(f"config/{first.name}.yaml"), took_again))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out, index=False)
-    print(table.to_markdown(index=False, floatfmt=".2f"))
+            table = pd.DataFrame(rows(Study(study), took_again))
+    write(table, given.out, ".2f")
     for part in STAGES:
         for ratio in ("came/took", "again/took"):
             found = table[f"{part} {ratio}"]
             near = int(found.between(0.75, 1.25).sum())
             print(f"{part} {ratio}: {found.min():.2f} to {found.max():.2f}, within a quarter {near} of {len(found)}")
-    print(f"written: {out}")
-
-
-def timed(project: Project, cores: int, *arguments: str) -> float:
-    """Seconds of Snakemake on a project's study."""
-    began = time.perf_counter()
-    project.snakemake("--cores", str(cores), "--quiet", "all", *arguments, within=None)
-    return time.perf_counter() - began
 
 
 def taken(run: Run) -> dict[str, float]:
@@ -111,29 +79,28 @@ def rows(study: Study, took_again: list[dict[str, float]]) -> Iterator[dict[str,
 def share_of_the_broken(run: Run) -> float:
     """Passes of targeted APGD on an image that it breaks, over those on one that stands; it attacks once more."""
     model, _ = trained_model(run, torch.device("cpu"))
-    (images,) = load(run, "test")
     _, verdict = folder.judged(run)
-    size, made = run.evaluation.batch_size, 0
-    whole = passes("apgd-t", run.data.classes)
+    broken_by, made, done = verdict["broken_by"], 0, 0
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal made
         made += len(inputs[0])
 
     hook = model.register_forward_hook(add)
-    for number, first in enumerate(range(0, len(verdict), size)):
-        before = verdict["broken_by"][first : first + size]
-        judge.attack_standing(
-            *(model, *images.batch(slice(first, first + len(before))), "apgd-t"),
+    for x, y, seed in blocks(run):
+        before = broken_by[done : done + len(y)]
+        done += len(y)
+        attack_standing(
+            *(model, x, y, "apgd-t"),
             epsilon=run.epsilon.value,
-            seed=run.evaluation.seed + number,
+            seed=seed,
             classes=run.data.classes,
             broken_by=before.where(before.isin(["clean", "apgd-ce"]), "").tolist(),
-            batch_size=size,
+            batch_size=run.evaluation.batch_size,
         )
     hook.remove()
-    broken, standing = verdict["broken_by"].eq("apgd-t").sum(), verdict["broken_by"].isin(["fab-t", "square", ""]).sum()
-    return (made / whole - standing) / broken if broken else math.nan
+    broken, standing = broken_by.eq("apgd-t").sum(), broken_by.isin(["fab-t", "square", ""]).sum()
+    return (made / passes("apgd-t", run.data.classes) - standing) / broken if broken else math.nan
 
 
 if __name__ == "__main__":

@@ -85,24 +85,34 @@ def inside(model: nn.Module) -> Iterator[list[float]]:
 def judging_floor(run: Run) -> float:
     """Seconds inside the network while a trained run is judged again; fails if the verdict is another."""
     model, _ = trained_model(run, torch.device("cpu"))
-    (images,) = load(run, "test")
-    count, size, robust = min(len(images), run.evaluation.images or len(images)), run.evaluation.batch_size, 0
+    count = robust = 0
     with inside(model) as seconds:
-        for number, first in enumerate(range(0, count, size)):
-            x, y = images.batch(slice(first, min(first + size, count)))
-            seed = run.evaluation.seed + number
+        for x, y, seed in blocks(run):
+            size = run.evaluation.batch_size
             verdict = autoattack(model, x, y, epsilon=run.epsilon.value, seed=seed, batch_size=size)
             robust += verdict.broken_by.count("")
+            count += len(y)
     assert robust / count == folder.record_of(run, "evaluate")["robust"], "judged again, the verdict is another"
     return sum(seconds)
 
 
-def from_nothing(project: Project, run: str | None, cores: int) -> float:
-    """Seconds that the study, or one run of it up to its verdict, takes."""
-    if run is None:
-        began = time.perf_counter()
-        project.snakemake("--cores", str(cores), "--quiet", "all", within=None)
-        return time.perf_counter() - began
+def blocks(run: Run) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """The images and labels that a run is judged on, block by block, each with AutoAttack's seed."""
+    (images,) = load(run, "test")
+    count, size = min(len(images), run.evaluation.images or len(images)), run.evaluation.batch_size
+    for number, first in enumerate(range(0, count, size)):
+        yield *images.batch(slice(first, min(first + size, count))), run.evaluation.seed + number
+
+
+def timed(project: Project, cores: int, *arguments: str) -> float:
+    """Seconds that Snakemake takes for a project's study."""
+    began = time.perf_counter()
+    project.snakemake("--cores", str(cores), "--quiet", "all", *arguments, within=None)
+    return time.perf_counter() - began
+
+
+def one_run(project: Project, run: str) -> float:
+    """Seconds that one run takes, up to its verdict."""
     study = f"config/{project.name}.yaml"
     project.python("-P", "-m", "sat_core", "data", "--study", study, "--dataset", run.split("/")[0], within=None)
     began = time.perf_counter()
@@ -111,34 +121,50 @@ def from_nothing(project: Project, run: str | None, cores: int) -> float:
     return time.perf_counter() - began
 
 
+def command_line(description: str | None, out: str) -> argparse.ArgumentParser:
+    """The options of a benchmark that takes a study from nothing, and writes ``out``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=Path("config/demo.yaml"))
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="for the whole study (all)")
+    parser.add_argument("--out", type=Path, default=Path(out))
+    os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # as `make` has it: else some fifty processes compile what they import
+    return parser
+
+
+def fresh(folder: Path, study: Path) -> Project:
+    """A copy of the project with this study, none of it done, and the images that are here."""
+    project = Project(folder, yaml.safe_load(study.read_text()), study.stem)
+    if Path("data").exists():
+        (project.folder / "data").symlink_to(Path("data").resolve())
+    return project
+
+
+def write(table: pd.DataFrame, out: Path, form: str) -> None:
+    """A table as csv, and printed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out, index=False)
+    print(table.to_markdown(index=False, floatfmt=form))
+    print(f"written: {out.resolve()}")
+
+
 def main() -> None:
     """The command line: see `--help`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", type=Path, default=Path("config/demo.yaml"))
+    parser = command_line(__doc__, "results/bench/whole.csv")
     parser.add_argument("--run", help="this one alone, trained and judged (the whole study)")
-    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="for the whole study (all)")
-    parser.add_argument("--out", type=Path, default=Path("results/bench/whole.csv"))
     given = parser.parse_args()
-    os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # as `make` has it: else some fifty processes compile what they import
-    out, images = given.out.resolve(), Path("data").resolve()
     with tempfile.TemporaryDirectory() as name:
-        project = Project(Path(name) / "project", yaml.safe_load(given.study.read_text()), given.study.stem)
-        if images.exists():
-            (project.folder / "data").symlink_to(images)
-        wall = from_nothing(project, given.run, given.cores)
+        project = fresh(Path(name) / "project", given.study)
+        wall = one_run(project, given.run) if given.run else timed(project, given.cores)
         with contextlib.chdir(project.folder):
             study = Study(Path(f"config/{project.name}.yaml"))
             runs = [study.run(given.run)] if given.run else study.runs
             table = pd.DataFrame(rows(study, runs))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out, index=False)
-    print(table.to_markdown(index=False, floatfmt=".1f"))
+    write(table, given.out, ".1f")
     cores, total = runs[0].resources.threads if given.run else given.cores, table.drop(columns="run").sum()
     floor = total[["steps floor", "validation floor", "judging floor"]].sum()
     rest = wall * cores - total["training"] - total["judging"]
     print(f"wall {wall:.1f} s on {cores} of the processor's cores, floors {floor:.1f} s: {wall * cores / floor:.2f}")
     print(f"training {total['training']:.1f} s, judging {total['judging']:.1f} s, all else and idle {rest:.1f} s")
-    print(f"written: {out}")
 
 
 def rows(study: Study, runs: list[Run]) -> Iterator[dict[str, Any]]:

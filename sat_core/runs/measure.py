@@ -75,11 +75,10 @@ def measure(rehearsal: Study, run: Run, real: Run) -> None:
     if not {"curvature", "landscape"}.isdisjoint(folder.stages_of(rehearsal, run.id)):
         at_once = min(real.curvature.images, real.curvature.batch_size)
         pieces["curvature"] = (lambda n: curvature(model, x[:n], y[:n], real.curvature), at_once)
-    known = left_to_others(run, rehearsal.runs, content)
-    content["left"] = [name for name in pieces if name in known]
+    content["left"] = [name for name in left_to_others(run, rehearsal.runs, content) if name in pieces]
+    for name in content["left"]:
+        del pieces[name]
     for name, (piece, asked) in pieces.items():
-        if name in known:
-            continue
         began = time.monotonic()
         content[name], fitting = as_many_as_fit(piece, asked, device)
         content["seconds"][name] = time.monotonic() - began

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,8 +166,8 @@ def _median(times: list[Any]) -> Any:
     if isinstance(times[0], dict):
         return {key: _median([one[key] for one in times]) for key in times[0]}
     if isinstance(times[0], list):
-        sizes = min([n for n, _ in blocks] for blocks in times)  # of whom memory or patience ended first
-        times = [blocks for blocks in times if [n for n, _ in blocks] == sizes]
+        sizes = [tuple(n for n, _ in blocks) for blocks in times]  # memory or patience ends sooner for some
+        times = [blocks for blocks, own in zip(times, sizes, strict=True) if own == statistics.mode(sizes)]
     return np.median(times, axis=0).tolist()
 
 
