@@ -113,6 +113,8 @@ def test_judging_is_between_the_first_attack_and_all_of_them(paced):
     blocks = costs(run, judging={attack: [[1, 2.0], [4, 2.0]] for attack in ATTACKS})
     small = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"batch_size": 5})})
     assert predict.judging(small, blocks) == Span(3 * 2.0, 3 * 8.0, 3 * 8.0)  # of which none stands is not attacked
+    all_fall = {"n": 12, "clean": 1.0, "after": {"apgd-ce": 1.0, "apgd-t": 0.0, "fab-t": 0.0, "square": 0.0}}
+    assert predict.judging_as_it_came(small, blocks, all_fall) == pytest.approx(3 * (2.0 + 0.3 * 2.0))
     came = predict.judging_as_it_came(run, costs(run), verdict)
     assert came == pytest.approx(12 * (1.0 + 0.5 * 9 + 0.5 * 18 + 12 * (0.25 + 0.5 * 0.25)))
 
