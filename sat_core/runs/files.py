@@ -79,7 +79,7 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def verify(path: Path, expected: str, remedy: str) -> None:
+def verify(path: Path, expected: str | None, remedy: str) -> None:
     """Raise ConfigError unless the file is there and is the one whose checksum was recorded."""
     if not path.exists() or checksum(path) != expected:
         state = "is damaged" if path.exists() else "is missing"

@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from sat_core.errors import Interrupted
+from sat_core.errors import ConfigError, Interrupted
 from sat_core.runs import checkpoint, folder
 from sat_core.runs.device import device_name
 from sat_core.runs.external import bring_in
-from sat_core.runs.files import checksum, sole_writer
+from sat_core.runs.files import checksum, sole_writer, verify
 from sat_core.runs.heartbeat import Heart, beating, hash_of
 from sat_core.runs.tensorboard import Board, board
 from sat_core.runs.trainer import Trainer
@@ -38,45 +38,60 @@ def train(run: Run) -> None:
         if run.external is not None:
             return bring_in(run, run.external)
         with beating(run, "train") as heart:
-            trainer = begun(run)
+            trainer, snapshots = begun(run)
             heart.beat.of = hash_of(run, "train")  # with the images, which are known only now
             folder.withdraw(run, "train")
             folder.write_history(run, trainer.history)
             with contextlib.closing(board(run, trainer)) as shown:
-                take_epochs(trainer, received, heart, shown)
-            write_results(run, trainer)
+                take_epochs(trainer, snapshots, received, heart, shown)
+            write_results(run, trainer, snapshots)
 
 
-def begun(run: Run) -> Trainer:
-    """The training as its checkpoint has it, or at its beginning."""
+def begun(run: Run) -> tuple[Trainer, dict[str, str]]:
+    """The training as its checkpoint has it and the checksums of its snapshots; at its beginning if one is spoilt."""
     trainer = Trainer(run)
     state = checkpoint.load_checkpoint(run.folder / folder.CHECKPOINT, partial(folder.differences, run, "train"))
-    if state is not None:
-        trainer.load_state_dict(state)
-    return trainer
+    if state is None:
+        return trainer, {}
+    snapshots = state.get("snapshots", {})
+    try:
+        for epoch in run.training.snapshot_epochs:
+            if epoch <= state["epoch"]:
+                name = run.training.snapshot(epoch)
+                verify(run.folder / name, snapshots.get(name), "training begins anew, as no checkpoint holds it")
+    except ConfigError as error:
+        log.warning("%s", error)
+        return Trainer(run), {}
+    trainer.load_state_dict(state)
+    return trainer, snapshots
 
 
-def take_epochs(trainer: Trainer, received: list[int], heart: Heart, shown: Board) -> None:
+def take_epochs(trainer: Trainer, snapshots: dict[str, str], received: list[int], heart: Heart, shown: Board) -> None:
     """Take the epochs that are left, saving and showing what comes of them; raises Interrupted after a signal."""
     run, saved = trainer.run, time.monotonic()
     path, made_of = run.folder / folder.CHECKPOINT, folder.present(run, "train")
+
+    def save() -> None:
+        checkpoint.save_checkpoint(path, made_of, trainer.state_dict() | {"snapshots": snapshots})
+
     while trainer.epoch < run.training.epochs:
         for _ in trainer.steps():
             tell(heart, trainer)
             shown.step()
             if received or time.monotonic() - saved > 60 * run.resources.checkpoint_minutes:
                 trainer.check_loss()
-                checkpoint.save_checkpoint(path, made_of, trainer.state_dict())
+                save()
                 saved = time.monotonic()
             stop_if(received, trainer)
         trainer.finish_epoch()
         folder.write_history(run, trainer.history)
         shown.epoch()
         if trainer.epoch in run.training.snapshot_epochs:
-            snapshot = run.folder / run.training.snapshot(trainer.epoch)
-            checkpoint.save_weights(snapshot, trainer.network.state_dict())
+            name = run.training.snapshot(trainer.epoch)
+            checkpoint.save_weights(run.folder / name, trainer.network.state_dict())
+            snapshots[name] = checksum(run.folder / name)
         if received or trainer.epoch == run.training.epochs:
-            checkpoint.save_checkpoint(path, made_of, trainer.state_dict())
+            save()
         stop_if(received, trainer)
 
 
@@ -109,8 +124,8 @@ def tell(heart: Heart, trainer: Trainer) -> None:
     heart.tell(doing, done / epochs, seconds * (epochs - done))
 
 
-def write_results(run: Run, trainer: Trainer) -> None:
-    """Write the selected weights and, last of all, ``run.json``."""
+def write_results(run: Run, trainer: Trainer, snapshots: dict[str, str]) -> None:
+    """Write the selected weights and, last of all, ``run.json``, with the checksums of the snapshots, too."""
     checkpoint.save_weights(run.folder / folder.WEIGHTS, trainer.best["weights"])
     checkpoint.save_weights(run.folder / folder.LAST, trainer.network.state_dict())
     if trainer.best["raw"]:
@@ -126,6 +141,5 @@ def write_results(run: Run, trainer: Trainer) -> None:
         "config": run.model_dump(mode="json"),
     }
     others = [folder.LAST, *([folder.RAW] if trainer.best["raw"] else [])]
-    others += [run.training.snapshot(epoch) for epoch in run.training.snapshot_epochs]
-    record["files"] = {name: checksum(run.folder / name) for name in others}
+    record["files"] = {name: checksum(run.folder / name) for name in others} | snapshots
     folder.write_record(run, "train", record)

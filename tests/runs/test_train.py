@@ -1,5 +1,6 @@
 """Training real, small runs: nothing is lost to signals, and what goes wrong is one sentence."""
 
+import copy
 import json
 import os
 import shutil
@@ -50,6 +51,26 @@ def test_a_signal_at_any_step_costs_nothing(judged, monkeypatch, steps):
     torch.rand(3)  # what happens in between must not matter
     train(run)
     assert results(run) == whole
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_a_finished_training_whose_snapshot_is_spoilt_begins_anew(write_study, monkeypatch, spoil, caplog):
+    content = copy.deepcopy(TINY)
+    content["overrides"].append({"set": {"training": {"snapshots": 1}}})
+    run = Study(write_study(content)).run(PSAT)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 30)
+        with pytest.raises(Interrupted, match="saved in epoch 2"):
+            train(run)
+    train(run)
+    snapshot = run.folder / run.training.snapshot(1)
+    kept, whole = snapshot.read_bytes(), results(run)
+    assert "begins anew" not in caplog.text and run.training.snapshot(1) in folder.record_of(run, "train")["files"]
+    spoil(snapshot)
+    (run.folder / "history.csv").unlink()  # what is lost otherwise comes from the checkpoint
+    train(run)
+    assert "training begins anew, as no checkpoint holds it" in caplog.text
+    assert snapshot.read_bytes() == kept and results(run) == whole and folder.finished(run, "train")
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
