@@ -268,9 +268,10 @@ def work_on(options: argparse.Namespace, study: Study, run: Run) -> None:
             if options.whole:
                 ahead(study, run)
         case "evaluate" if options.shard:
-            from sat_core.runs.evaluate import evaluate
+            if not done(run, "evaluate"):
+                from sat_core.runs.evaluate import evaluate
 
-            evaluate(run, options.shard)
+                evaluate(run, options.shard)
         case "audit":
             from sat_core.runs.audit import audit
 
@@ -315,9 +316,14 @@ def dispatch(options: argparse.Namespace, study: Study, run: Run | None) -> int:
                 raise ConfigError(f"{study.path}: {unknown('dataset', options.dataset, datasets)}")
             prepare(datasets[options.dataset])
         case "accept":
+            refused = []
             for one in [one for one in study.runs if folder.record_of(one, "train")] if run is None else [run]:
-                for accepted in folder.accept(one):
-                    print(f"{one.id.path}: {accepted}")
+                try:
+                    print(*(f"{one.id.path}: {accepted}\n" for accepted in folder.accept(one)), sep="", end="")
+                except ConfigError as error:
+                    refused.append(str(error))
+            if refused:
+                raise ConfigError("; ".join(refused))
         case "report":
             from sat_core.report.page import write_report
 

@@ -77,7 +77,10 @@ def classifier_gain(features: Tensor) -> Tensor:
 
 
 def gauss_newton_curvature(logits: Tensor, y: Tensor, gradient_norm_squared: Tensor) -> Tensor:
-    """The Gauss-Newton curvature along each sample's own parameter gradient g: ``lambda_max(S) |g|^2 / |r|^2``.
+    """An estimate of each sample's largest Gauss-Newton eigenvalue, ``lambda_max(S) |g|^2 / |r|^2``; ours.
+
+    With g = J^T r the sample's gradient in all weights, |g|^2 / |r|^2 is J J^T as r sees it. Exact for one linear
+    layer; for more neither that eigenvalue nor a bound of it.
 
     logits (N, classes), y int64 (N,), gradient_norm_squared (N,) -> (N,), 0 or more. :func:`capture` has ``|g|^2``.
 
@@ -101,7 +104,7 @@ def gauss_newton_curvature(logits: Tensor, y: Tensor, gradient_norm_squared: Ten
 
 
 def gauss_newton_gain(logits: Tensor, y: Tensor, gradient_norm_squared: Tensor) -> Tensor:
-    """``k = |g|^2 / |r|^2`` (N,): what turns lambda_max(S), of the Hessian in the logits, into that along g."""
+    """``k = |g|^2 / |r|^2`` (N,): what turns lambda_max(S), of the Hessian in the logits, into the estimate."""
     p = logits.float().softmax(dim=1)
     r = p - one_hot(y, p.shape[1], p)
     return gradient_norm_squared / r.square().sum(dim=1).clamp_min(1e-12)

@@ -116,7 +116,7 @@ def sentence(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part != "[key]")
     kind, message = first["type"], first["msg"].removeprefix("Value error, ")
-    message = EXPECTED.get(kind, message).format(**first.get("ctx", {}))
+    message = EXPECTED[kind].format(**first.get("ctx", {})) if kind in EXPECTED else message
     if not isinstance(value := first.get("input"), (Mapping, list, type(None))) and str(value) not in message:
         message += f", not {value!r}"
     return f"{place}: {message}" if place else message

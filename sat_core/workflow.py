@@ -82,15 +82,21 @@ def of_profile(arguments: Sequence[str]) -> dict[str, Any]:
 
 def site_of(path: Path) -> dict[str, Any]:
     """The site's settings in a profile's file: the entries of its ``config``, ``key=value`` each."""
-    said = read_yaml(path).get("config") or []
-    pairs = said.items() if isinstance(said, Mapping) else (str(entry).split("=", 1) for entry in said)
+    said = (read_yaml(path) or {}).get("config") or []
+    pairs = said.items() if isinstance(said, Mapping) else [str(entry).partition("=")[::2] for entry in said]
     return {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in pairs}
 
 
 def limits() -> dict[str, Any]:
     """What the profile ``slurm`` of this folder limits, if there is one: ``jobs`` in the queue, and their size."""
     path = Path("slurm/config.yaml")
-    return {"jobs": read_yaml(path).get("jobs")} | site_of(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    found = site_of(path)
+    for key in ("max_minutes", "max_mem_mb"):
+        found[key] = site(found, key, sys.maxsize)
+    jobs = (read_yaml(path) or {}).get("jobs")
+    return found | {"jobs": jobs if isinstance(jobs, int) else None}  # `unlimited`, Snakemake says
 
 
 def check_once(study: Study) -> None:
@@ -153,10 +159,12 @@ def stale(study: Study) -> dict[str, str]:
     for run in study.runs:
         if not run.folder.is_dir():
             continue
-        for stage, about in folder.STAGES.items():
+        for stage in folder.stages_of(study, run.id):
             if reasons := folder.why_again(run, stage):
-                found[str(run.folder / about.record)] = f"{stage} {run.id.path} again: {'; '.join(reasons)}"
-                break  # what comes after it is redone anyway
+                result = run.folder / folder.STAGES[stage].record
+                found[str(result)] = f"{stage} {run.id.path} again: {'; '.join(reasons)}"
+                if stage == "train":
+                    break  # all else is redone anyway
     memo: products.Memo = {}
     for name, product in [*products.of(study, memo).items(), ("report.html", products.report(study, memo))]:
         if product.files[0].exists() and not product.is_current():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from PIL import Image
 from sat_core.judge import ATTACKS
 from sat_core.runs import folder
 from sat_core.runs.files import checksum, write_json
+from sat_core.runs.trainer import Trainer
 from sat_core.study import Run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -58,6 +60,18 @@ def run_epoch(trainer) -> None:
     for _ in trainer.steps():
         pass
     trainer.finish_epoch()
+
+
+def stop_after(monkeypatch, steps: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Send this process a signal in the middle of the given optimiser step, once."""
+    original, count = Trainer.step, iter(range(1, 10**9))
+
+    def step(self, *batch):
+        if next(count) == steps:
+            os.kill(os.getpid(), number)
+        return original(self, *batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
 
 
 def results(run) -> tuple:

@@ -1,8 +1,8 @@
 """H-SAT (Sitawarin et al. 2021): the difficulty is the top eigenvalue of the loss Hessian at x', scaled to [0, 1].
 
 The paper's own approximation of that eigenvalue is not public. Ours is ``lambda_max(S) k``, with k = |h|^2 + 1: exactly
-the top eigenvalue of the Hessian's block of the last layer; or, for deep networks, with k = |g|^2 / |r|^2: the
-Gauss-Newton curvature along the sample's own gradient. `python -m sat_core audit` says how well each does.
+the top eigenvalue of the Hessian's block of the last layer; or, for deep networks, with k = |g|^2 / |r|^2: an estimate
+of the largest Gauss-Newton eigenvalue by the sample's own gradient. `python -m sat_core audit` says how well each does.
 """
 
 from functools import partial

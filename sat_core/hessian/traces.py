@@ -1,4 +1,4 @@
-"""Traces of the Hessian, of which one does not depend on the scale of the weights, by random vectors."""
+"""Traces of the Hessian, of which one does not depend on the scale of each layer, by random vectors."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ def trace(objective: Objective, *, probes: int = PROBES, seed: int = 0) -> tuple
 
 
 def relative_flatness(objective: Objective, *, probes: int = PROBES, seed: int = 0) -> tuple[float, float]:
-    """How sharp the loss is whatever the scale of its weights, and the standard error of that estimate; 0 is flat.
+    """How sharp the loss is whatever the scale of each layer, and the standard error of that estimate; 0 is flat.
 
     ``sum over layers of sum_(s,t) <w_s, w_t> Tr H_(s,t)``, with w_s the weights (as a row) of a layer's neuron or
     filter s, and H_(s,t) the Hessian's block of two of them: the relative flatness of Petzka et al. (NeurIPS 2021), who
-    take one layer; the sum over all is ours. A ReLU network whose neuron is scaled up and the next layer down has the
-    same value, but another eigenvalue and trace. Biases and other one-dimensional parameters do not count.
+    take one layer; the sum over all is ours. A ReLU network of which a layer is scaled up and the next one down has the
+    same value, but another eigenvalue and trace; not so where that is done to some neurons only. Biases and other
+    one-dimensional parameters do not count.
 
     It is the mean of ``v^T H v`` over ``v = W R`` with R standard normal, all layers at once: their rows then have the
     covariance ``W W^T``, and layers do not correlate. Raises ValueError for fewer than two ``probes``.

@@ -78,8 +78,8 @@ def difference(d: np.ndarray) -> dict[str, float]:
     which the interval would end at 0. It errs on the safe side, because the noise within a cell counts twice; a test
     counts how often chance deceives it. (Satterthwaite's degrees of freedom, that is Clark's min F', were tried: with 2
     seeds they are deceived about twice as often, which a test counts, too.) The variance over images is that of two
-    images more, on which one side alone is right (Agresti and Min 2005), so that no interval is empty. With one seed
-    nothing is known of others, and the images alone count.
+    images more, half of one in each of the four cells (Agresti and Min 2005), so that no interval is empty. With one
+    seed nothing is known of others, and the images alone count.
     """
     from scipy import optimize, stats  # takes a second
 

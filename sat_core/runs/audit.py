@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import matplotlib
@@ -60,7 +61,10 @@ def audit(run: Run, samples: int) -> None:
     with atomic(run.folder / "audit.csv") as file:
         table.to_csv(file, index=False)
     summary = summarise(table)
-    write_json(run.folder / "audit.json", {"samples": len(y), **summary})
+    known = {
+        part: {key: value if isfinite(value) else None for key, value in of.items()} for part, of in summary.items()
+    }
+    write_json(run.folder / "audit.json", {"samples": len(y), **known})
     draw(table, summary["spearman"], run.folder / "audit.png")
     log.info("Spearman with the exact eigenvalue: %s", summary["spearman"])
 
@@ -81,7 +85,10 @@ def difficulties(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def summarise(table: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Spearman of each psi with ``exact``, and quantiles of exact / classifier where the latter is not tiny."""
+    """Spearman of each psi with ``exact``, and quantiles of exact / classifier where the latter is not tiny.
+
+    Of a network that says the same of every image they are not numbers.
+    """
     ratio = (table["exact"] / table["classifier"])[table["classifier"] > 1e-6 * table["classifier"].max()]
     return {
         "spearman": {metric: float(spearmanr(table["exact"], table[metric]).statistic) for metric in METRICS},

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from sat_core import defenses, models
 from sat_core.errors import ConfigError
 from sat_core.runs import external
-from sat_core.runs.data import PUBLIC
+from sat_core.runs.data import PUBLIC, check_sample
 from sat_core.study import Run, Study
 
 
@@ -55,6 +55,10 @@ def check_defense(run: Run) -> None:
             f"defense '{run.base}' looks at the network's layers, which a compiled network hides; leave "
             "training.compile out"
         )
+    if getattr(defense, "metric", None) == "gauss_newton" and run.attack.batchnorm == "train":
+        raise ConfigError(
+            "options.metric gauss_newton is of samples alone: attack.batchnorm: train makes each depend on the others"
+        )
 
 
 def check_extras(run: Run) -> None:
@@ -67,12 +71,9 @@ def check_counts(run: Run) -> None:
     """Raise ConfigError where a public dataset has fewer images than the run asks for."""
     if run.data.source in PUBLIC:
         train, test = PUBLIC[run.data.source]
-        for key, wanted, there in (
-            ("data.train_images", run.data.train_images, train),
-            ("evaluation.images", run.evaluation.images, test),
-        ):
-            if wanted is not None and wanted > there:
-                raise ConfigError(f"{key} asks for {wanted}, but there are {there}")
+        check_sample(run.data, train)
+        if (run.evaluation.images or 0) > test:
+            raise ConfigError(f"evaluation.images asks for {run.evaluation.images}, but there are only {test}")
         count, fraction, classes = run.data.train_images or train, run.validation.fraction, run.data.classes
         apart = math.ceil(fraction * count)
         if min(apart, count - apart) < classes:

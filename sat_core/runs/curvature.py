@@ -67,7 +67,7 @@ def measured(run: Run, heart: Heart) -> dict[str, Any]:
 
 
 def _sharpness(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> tuple[dict[str, Any], Objective]:
-    """One network on the sample: top eigenvalue, trace, and what no scale of the weights changes."""
+    """One network on the sample: top eigenvalue, trace, and what scaling whole layers does not change."""
     record, objective, _ = measure(run, model, x, y)
     for name, estimate in (("trace", trace), ("relative_flatness", relative_flatness)):
         record[name], record[f"{name}_error"] = estimate(objective, seed=run.curvature.seed)

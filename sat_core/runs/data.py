@@ -108,13 +108,25 @@ def stratified_split(labels: Tensor, part: float | int) -> tuple[Tensor, Tensor]
     return torch.from_numpy(np.sort(rest)), torch.from_numpy(np.sort(taken))
 
 
-def _sample(data: Data, name: str, images: Images) -> Images:
-    wanted, there = data.train_images, len(images)
-    if wanted in (None, there):
-        return images
+def check_sample(data: Data, there: int) -> None:
+    """Raise ConfigError where no even sample of ``train_images`` can be had of the training images that are there."""
+    wanted, most = data.train_images, there - data.classes
+    if wanted is None or wanted == there:
+        return
     if wanted > there:
-        raise ConfigError(f"dataset '{name}': data.train_images asks for {wanted}, but there are only {there}")
-    return _subset(images, stratified_split(images.labels, wanted)[1])
+        raise ConfigError(f"data.train_images asks for {wanted}, but there are only {there}")
+    if wanted > most:
+        raise ConfigError(f"data.train_images asks for {wanted} of {there}: a sample is of {most} at most, or of all")
+
+
+def _sample(data: Data, name: str, images: Images) -> Images:
+    try:
+        check_sample(data, len(images))
+    except ConfigError as error:
+        raise ConfigError(f"dataset '{name}': {error}") from None
+    if data.train_images in (None, len(images)):
+        return images
+    return _subset(images, stratified_split(images.labels, data.train_images)[1])
 
 
 def _subset(images: Images, index: Tensor) -> Images:
@@ -229,7 +241,7 @@ def _decode(files: list[tuple[Path, int]], data: Data, name: str, crop: bool = F
                 if file.mode in ("F", "I", "I;16"):
                     raise ConfigError(f"dataset '{name}': {path} is not of 8 bits a channel (mode {file.mode})")
                 image = file.convert("RGB" if channels == 3 else "L")
-        except OSError as error:
+        except (OSError, SyntaxError) as error:  # so Pillow calls a broken PNG
             raise ConfigError(f"dataset '{name}': {path} cannot be read as an image: {error}") from None
         image = ImageOps.fit(image, (width, height)) if crop else image
         if image.size != (width, height):

@@ -44,6 +44,10 @@ def export(run: Run, out: Path) -> list[Path]:
     folder.trained_record(run)
     if (verdict := folder.measured(run, "evaluate")) is None:
         raise ConfigError(f"{run.folder / folder.IMAGES} is missing: `evaluate` the run first")
+    if reasons := folder.why_other(run, "evaluate"):
+        raise ConfigError(
+            f"{run.folder / folder.IMAGES} is stale ({'; '.join(reasons)}): `evaluate` the run again first"
+        )
     facts = model_info(run, verdict)
     texts = {
         "model_info.json": json.dumps(facts, indent=2) + "\n",

@@ -75,8 +75,10 @@ def write_record(run: Run, stage: str, content: dict[str, Any]) -> None:
     record = {"run": run.id.path, **content, "files": files, "made_of": present(run, stage)}
     write_json(run.folder / about.record, record | {"environment": environment()})
     _keep(run, stage)
-    for marker in (FAILED, INTERRUPTED):
-        (run.folder / marker).unlink(missing_ok=True)
+    if _failed(run).get("stage") == stage:
+        (run.folder / FAILED).unlink()
+    if stage in ("train", "evaluate"):  # the others, which may run beside one of these, save nothing on the way
+        (run.folder / INTERRUPTED).unlink(missing_ok=True)
 
 
 def _keep(run: Run, stage: str) -> None:
@@ -376,7 +378,7 @@ def accept(run: Run) -> list[str]:
     """
     if record_of(run, "train") is None:
         raise ConfigError(f"{run.folder / 'run.json'} is missing: there is nothing to accept")
-    accepted = []
+    accepted, records = [], {}
     for stage, about in STAGES.items():
         record = record_of(run, stage)
         if record is None or not (reasons := _changes(run, stage, record)):
@@ -394,9 +396,11 @@ def accept(run: Run) -> list[str]:
             "now": now["code"],
         }
         record["made_of"] |= {"code": now["code"]}
-        write_json(run.folder / about.record, record | {"accepted": [*record.get("accepted", []), note]})
-        _keep(run, stage)
+        records[stage] = record | {"accepted": [*record.get("accepted", []), note]}
         accepted += [f"{stage}: {reason}" for reason in of_code]
+    for stage, record in records.items():
+        write_json(run.folder / STAGES[stage].record, record)
+        _keep(run, stage)
     return accepted
 
 
@@ -407,13 +411,15 @@ def give_up(run: Run, stage: str, error: Hopeless) -> None:
 
 def hopeless(run: Run, stage: str) -> str | None:
     """Why there is no use in trying this stage again, or None."""
+    found = _failed(run)
+    return found["said"] if found.get("stage") == stage and not differences(run, stage, found["made_of"]) else None
+
+
+def _failed(run: Run) -> dict[str, Any]:
     try:
-        found = read_json(run.folder / FAILED)
+        return read_json(run.folder / FAILED)
     except ConfigError:
-        return None
-    if found["stage"] == stage and not differences(run, stage, found["made_of"]):
-        return found["said"]
-    return None
+        return {}
 
 
 def count_interruption(run: Run) -> None:

@@ -52,7 +52,7 @@ class Images:
             _Gather(self),
             batch_size=None,
             sampler=parts,
-            num_workers=min(2, torch.get_num_threads()),
+            num_workers=2,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_ignore_sigterm,
             generator=torch.Generator(),  # else it draws from the global one, and resuming would differ

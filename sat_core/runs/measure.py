@@ -118,20 +118,26 @@ def seconds(work: Callable[[], object], least: float = SECONDS) -> float:
     return float(timer.blocked_autorange(min_run_time=least).median)
 
 
+class Asked:
+    """Whether a stopping rule was, ``ever``; a list of it would make each call another kind of call to Graphs."""
+
+    ever = False
+
+
 @dataclass(frozen=True)
 class Paced(PGD):
     """The same attack, whose stopping rule is asked and not obeyed: the first ``share`` of the batch goes on."""
 
     share: float = 1.0
-    asked: list[bool] = field(default_factory=list)
+    asked: Asked = field(default_factory=Asked)
 
     def __call__(
         self, model: nn.Module, x: Tensor, loss: InnerLoss, *, keep_going: StoppingRule | None = None, **rest: Any
     ) -> Perturbation:
-        self.asked.append(keep_going is not None)
         if keep_going is None:
             return super().__call__(model, x, loss, **rest)
 
+        self.asked.ever = True
         rule = functools.partial(first_ones, self.share * len(x), keep_going)  # as open as it is: see Graphs
         return super().__call__(model, x, loss, keep_going=rule, **rest)
 
@@ -158,7 +164,7 @@ def training(run: Run) -> dict[str, dict[str, float]]:
         times = {}
         for part, trainer.attack in paced.items():
             times[part] = seconds(lambda: trainer.step(index.to(trainer.device), *images.batch(index)))
-            if not any(paced["whole"].asked):
+            if not paced["whole"].asked.ever:
                 times["half"] = times["whole"]
                 break
         found[name] = times

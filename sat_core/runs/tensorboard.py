@@ -61,7 +61,8 @@ class EventFiles(Board):
         for name, value in self.trainer.history[-1].items():
             if name != "epoch" and value is not None:
                 self.writer.add_scalar(f"epoch/{name}", value, self.now)
-        self.writer.add_image("attack", self.attacked(), self.now)
+        if self.trainer.latest:  # not where all that was left of the epoch was to end it
+            self.writer.add_image("attack", self.attacked(), self.now)
         self.writer.flush()
 
     def attacked(self) -> Tensor:

@@ -35,7 +35,8 @@ COMPUTES_NOTHING = {
     *("errors", "fields", "runs.files", "runs.folder", "runs.checkpoint", "runs.data"),
     *("runs.heartbeat", "runs.judging"),
 }
-"""Modules whose code no number depends on. Data count by their content, and settings (``study``) by their values."""
+"""Modules whose code no number depends on, but for ``fields.at``, which a test keeps as it is. Data count by their
+content, and settings (``study``) by their values."""
 
 
 def made_of(run: Run, stage: str) -> dict[str, dict[str, Any]]:

@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: there is no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError) as error:  # dates that do not exist, tags that do not fit
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -54,3 +55,14 @@ def test_curvature_json_says_what_the_network_is_worth(trained, capsys):
     assert main(command) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and "epoch0002.safetensors is missing; delete" in error
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+def test_an_audit_of_a_network_that_says_the_same_of_all_is_written_all_the_same(trained):
+    study, run = trained
+    shutil.copy(run.folder / run.training.snapshot(2), run.folder / "model.safetensors")
+    record = read_json(run.folder / "run.json")
+    record["files"]["model.safetensors"] = record["files"][run.training.snapshot(2)]
+    write_json(run.folder / "run.json", record)
+    assert main(["audit", "--study", str(study.path), "--run", PSAT, "--samples", "4"]) == 0
+    assert read_json(run.folder / "audit.json")["spearman"]["probability_gap"] is None

@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -147,9 +148,17 @@ def test_an_unreadable_image_is_named(folder_study, tmp_path):
         prepare(one_run(folder_study()))
 
 
-def test_a_truncated_image_is_named(folder_study, tmp_path):
+def cut_in_two(png: bytes) -> bytes:
+    """The first 100 bytes of the pixels as a chunk of their own, and zeros in the place of the second."""
+    at = png.index(b"IDAT")
+    chunk = png[at : at + 104]
+    return png[: at - 4] + (100).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") + bytes(50)
+
+
+@pytest.mark.parametrize("spoil", [lambda png: png[:900], cut_in_two])
+def test_a_damaged_image_is_named(folder_study, tmp_path, spoil):
     path = tmp_path / "pictures/train/dog/002.png"
-    path.write_bytes(path.read_bytes()[:900])
+    path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(ConfigError, match=r"pictures/train/dog/002.png cannot be read as an image"):
         prepare(one_run(folder_study()))
 
@@ -199,6 +208,7 @@ def test_imagenette_is_read_in_its_own_format(write_study, tmp_path):
     assert (centres[:, 1:] - torch.tensor([0, 255])).abs().max() <= 4
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where a process may use one core
 def test_streamed_batches_equal_those_in_memory(tiny):
     run = tiny.run(MADRY)
     (train,) = load(run, "train")
@@ -208,6 +218,7 @@ def test_streamed_batches_equal_those_in_memory(tiny):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_streaming_survives_a_signal_to_all_processes_of_a_job(tiny):
     """So that the training can save before it ends."""
     (train,) = load(tiny.run(MADRY), "train")

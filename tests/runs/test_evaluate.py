@@ -115,6 +115,9 @@ def test_shards_and_interruptions_do_not_change_the_verdict(judged, monkeypatch)
     assert len(calls) == 13  # all that was left was to merge
     assert results(run) == expected
     assert not (run.folder / PARTS).exists()
+    words = ["--study", str(judged.path), "--run", PSAT]
+    assert main(["evaluate", *words, "--shard", "1-of-2"]) == 0  # it may come after `train --whole`
+    assert len(calls) == 13 and not (run.folder / PARTS).exists()
 
 
 def test_a_block_of_other_weights_is_judged_again(judged):

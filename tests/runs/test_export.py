@@ -6,7 +6,8 @@ import runpy
 import numpy as np
 import pytest
 import torch
-from helpers import folder_of_images
+import yaml
+from helpers import PSAT, folder_of_images
 
 from sat_core.__main__ import main
 from sat_core.errors import ConfigError
@@ -118,7 +119,15 @@ def test_a_network_of_robustbench_comes_in_by_its_name(write_study):
     assert run.id.path == "cifar10/wong2020fast/fast/eps8-255/seed0"
 
 
-def test_what_cannot_leave_gets_its_sentence(judged, tiny):
+def test_what_cannot_leave_gets_its_sentence(judged, monkeypatch):
     (run,) = judged.runs
     with pytest.raises(ConfigError, match=r"RobustBench has no such network: unknown model 'cnn'"):
         export.export(run, run.folder)
+    content = yaml.safe_load(judged.path.read_text())
+    content["overrides"].append({"set": {"evaluation": {"seed": 7}}})
+    judged.path.write_text(yaml.safe_dump(content))
+    monkeypatch.setitem(export.OURS, "cnn", None)
+    with pytest.raises(
+        ConfigError, match=r"autoattack.csv is stale \(evaluation.seed 0 -> 7\): `evaluate` the run again"
+    ):
+        export.export(Study(judged.path).run(PSAT), run.folder)

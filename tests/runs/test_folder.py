@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import PSAT
+from helpers import MADRY, PSAT
 from safetensors.torch import load_file, save_file
 
 from sat_core.__main__ import main
@@ -14,9 +14,10 @@ from sat_core.errors import ConfigError, Hopeless
 from sat_core.runs import folder
 from sat_core.runs.device import free_gpu, take_device
 from sat_core.runs.files import checksum, read_json, write_json
+from sat_core.runs.train import train
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Study, fingerprint
-from sat_core.workflow import asked_for, restarts
+from sat_core.workflow import asked_for, restarts, stale
 
 
 def test_deleted_results_are_put_back_as_the_same_files(judged):
@@ -60,6 +61,50 @@ def test_code_can_be_accepted_on_record_and_settings_cannot(judged, monkeypatch,
     judged.path.write_text(judged.path.read_text().replace("epochs: 2\n", "epochs: 3\n"))
     assert main(["accept", "--study", "tiny.yaml"]) == 2
     assert "only changed code can be accepted, not this: training.epochs 2 -> 3" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_accepted_costs_no_other_its_acceptance(judged, monkeypatch, capsys):
+    run = judged.run(PSAT)
+    content = yaml.safe_load(judged.path.read_text())
+    content["tables"]["digits"] |= {"defenses": ["madry", "psat"]}
+    changed = {"where": {"defense": "madry"}, "set": {"training": {"lr": 0.01}}}
+    judged.path.write_text(yaml.safe_dump(content))
+    madry = Study(judged.path).run(MADRY)
+    train(madry)
+    content["overrides"].append(changed)
+    judged.path.write_text(yaml.safe_dump(content))
+    true = fingerprint.code.__wrapped__
+    monkeypatch.setattr(fingerprint, "code", lambda *modules: true(*modules) | {"attacks": "of tomorrow"})
+    assert main(["accept", "--study", "tiny.yaml"]) == 2
+    said = capsys.readouterr()
+    assert "run.json: only changed code can be accepted, not this: training.lr 0.05 -> 0.01" in said.err
+    assert f"{PSAT}: train: sat_core/attacks.py changed" in said.out and not folder.why_again(run, "evaluate")
+
+
+def test_each_stage_is_told_as_stale_that_does_not_come_after_another_that_is(measured):
+    content = yaml.safe_load(measured.path.read_text())
+    content["overrides"].append({"set": {"curvature": {"images": 41}}})
+    measured.path.write_text(yaml.safe_dump(content))
+    study = Study(measured.path)
+    folder_of = study.run(MADRY).folder
+    assert set(stale(study)) == {str(folder_of / "curvature.json"), str(folder_of / "landscape.json")}
+    content["tables"]["digits"]["curvature"] = []  # and none that nobody asks for
+    measured.path.write_text(yaml.safe_dump(content))
+    assert set(stale(Study(measured.path))) == {str(folder_of / "landscape.json")}
+
+
+def test_what_one_stage_finishes_leaves_the_failure_of_another_on_record(judged):
+    run = judged.run(PSAT)
+    folder.give_up(run, "curvature", Hopeless("out of memory"))
+    (run.folder / "checkpoint.pt").touch()
+    folder.count_interruption(run)
+    (run.folder / "landscape.npz").touch()
+    folder.write_record(run, "landscape", {"weights": folder.weights(run)})
+    assert folder.hopeless(run, "curvature") == "out of memory" and folder.interruptions(run) == 1
+    folder.write_record(run, "evaluate", folder.record_of(run, "evaluate"))
+    assert folder.hopeless(run, "curvature") and not folder.interruptions(run)
+    folder.write_record(run, "curvature", {"weights": folder.weights(run)})
+    assert not folder.hopeless(run, "curvature")
 
 
 def test_a_run_of_no_name_is_no_run_and_what_cannot_be_read_is_one_sentence(judged, capsys):

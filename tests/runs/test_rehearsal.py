@@ -19,7 +19,7 @@ from sat_core.runs.check import check
 from sat_core.runs.data import load
 from sat_core.runs.files import read_json
 from sat_core.study import Study
-from sat_core.workflow import of_profile, open_study
+from sat_core.workflow import limits, of_profile, open_study
 
 LONG = copy.deepcopy(TINY)
 LONG["tables"]["digits"] |= {"defenses": ["madry", "psat", "late", "fat"], "seeds": [3, 4], "curvature": ["psat"]}
@@ -153,6 +153,25 @@ def test_what_a_profile_says_of_the_site_is_read_again(tmp_path):
     (tmp_path / "config.yaml").write_text("config: [gres=gpu:a100:1, max_minutes=1440]\n")
     assert of_profile(["--profile", str(tmp_path), "-n"]) == {"gres": "gpu:a100:1", "max_minutes": 1440}
     assert of_profile(["-n"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("profile", "expected"),
+    [
+        ("", {"max_minutes": sys.maxsize, "max_mem_mb": sys.maxsize, "jobs": None}),
+        ("jobs: unlimited\nconfig: [gres, max_minutes=60]", {"max_minutes": 60, "jobs": None}),
+        ("jobs: 7\nconfig: {max_minutes: lots}", "config: max_minutes: a value like .* is expected, not 'lots'"),
+    ],
+)
+def test_a_profile_limits_the_plan_or_gets_its_sentence(tmp_path, monkeypatch, profile, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/config.yaml").write_text(profile)
+    if isinstance(expected, dict):
+        assert expected.items() <= limits().items()
+    else:
+        with pytest.raises(ConfigError, match=expected):
+            limits()
 
 
 def test_judging_in_a_rehearsal_measures_what_everything_costs(small, capsys):

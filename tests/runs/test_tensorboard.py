@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import PSAT, TINY, results
+from helpers import PSAT, TINY, results, stop_after
 
 from sat_core.errors import ConfigError, Interrupted
 from sat_core.runs import folder
@@ -47,3 +47,14 @@ def test_it_changes_no_number_and_makes_nothing_stale(write_study, monkeypatch):
     robust = [event.value for event in found.Scalars("epoch/validation_robust")]
     assert robust == pytest.approx([float(row.split(",")[5]) for row in rows])
     assert [event.step for event in found.Images("attack")] == [21, 42]
+
+
+def test_a_training_stopped_in_the_last_step_of_an_epoch_goes_on(write_study, monkeypatch):
+    pytest.importorskip("tensorboard")
+    run = shown(write_study, "shown").run(PSAT)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 21)
+        with pytest.raises(Interrupted, match="saved in epoch 1, step 21"):
+            train(run)
+    train(run)
+    assert folder.finished(run, "train")

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from helpers import PSAT, TINY, forget, results
+from helpers import PSAT, TINY, forget, results, stop_after
 
 from sat_core import models
 from sat_core.__main__ import main
@@ -23,18 +22,6 @@ from sat_core.runs.network import accuracies, predict
 from sat_core.runs.train import train
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Study
-
-
-def stop_after(monkeypatch, steps: int, number: signal.Signals = signal.SIGTERM) -> None:
-    """Send this process a signal in the middle of the given optimiser step, once."""
-    original, count = Trainer.step, iter(range(1, 10**9))
-
-    def step(self, *batch):
-        if next(count) == steps:
-            os.kill(os.getpid(), number)
-        return original(self, *batch)
-
-    monkeypatch.setattr(Trainer, "step", step)
 
 
 @pytest.mark.parametrize("steps", [1, 9, 20, 21, 22, 41])

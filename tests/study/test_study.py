@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import zlib
 
 import jsonschema
 import pytest
@@ -11,6 +12,7 @@ from helpers import REPOSITORY, TINY, script
 
 from sat_core.__main__ import main
 from sat_core.errors import ConfigError
+from sat_core.fields import at
 from sat_core.runs import rehearsal
 from sat_core.runs.check import check
 from sat_core.study import PROJECT_CONFIG, RunId, Study, defense_names
@@ -100,6 +102,12 @@ def test_a_training_is_not_made_of_the_place_of_the_data_nor_of_what_follows_it(
     assert changes(recorded, faster, "train") == ["training.lr 0.05 -> 0.1"]
 
 
+def test_the_epoch_that_a_share_means_stays_what_it_is():
+    """No result would become stale if that changed: of ``fields`` no code counts, and of settings the share itself."""
+    epochs = [at(share / 20, epochs) for epochs in range(1, 121) for share in range(1, 21)]
+    assert zlib.crc32(bytes(epochs)) == 3833678051
+
+
 VARIANT = {"defense": "trades", "options": {}}
 BAD = {
     "unknown dataset": (changed("tables.digits.dataset", "digitz"), "unknown dataset 'digitz'; did you mean 'digits'?"),
@@ -123,6 +131,28 @@ BAD = {
     "negative seed": (changed("tables.digits.seeds", [-1]), "tables.digits.seeds.0: "),
     "escape": (changed("tables.digits.models", ["../cnn"]), "tables.digits.models.0: "),
     "epochs text": (changed("overrides.0.set.training.epochs", "ten"), "training.epochs: "),
+    "key in braces": (changed("tables.digits.epsilons", [{"8/255": None}]), "tables.digits.epsilons.0"),
+    "average late": (
+        changed("overrides.0.set.training", {"epochs": 2, "average": "swa", "average_from": 2}),
+        "average_from 2 is after the last epoch (1)",
+    ),
+    "awp late": (
+        changed("overrides.0.set.training", {"epochs": 2, "awp": {"warm_up": 7}}),
+        "awp.warm_up 7 is after the last epoch (1)",
+    ),
+    "a sample of nearly all": (
+        changed("overrides.0.set.data", {"train_images": 1430}),
+        "data.train_images asks for 1430 of 1437: a sample is of 1427 at most, or of all",
+    ),
+    "no such day": ("description: 2024-02-30", "not valid YAML: day is out of range"),
+    "samples that depend on one another": (
+        TINY
+        | {
+            "tables": changed("tables.digits.defenses", ["hsat"])["tables"],
+            "overrides": [{"set": {"attack": {"batchnorm": "train"}, "options": {"metric": "gauss_newton"}}}],
+        },
+        "options.metric gauss_newton is of samples alone: attack.batchnorm: train makes",
+    ),
     "milestone late": (changed("overrides.0.set.training.milestones", [2]), "must increase and lie below epochs (2)"),
     "curriculum late": (
         changed("overrides.1.set.options.curriculum.epochs", [0, 2]),
@@ -160,7 +190,7 @@ BAD = {
     ),
     "more images than there are": (
         changed("overrides.0.set.evaluation.images", 361),
-        "evaluation.images asks for 361, but there are 360",
+        "evaluation.images asks for 361, but there are only 360",
     ),
     "a split that leaves a class out": (
         changed("overrides.0.set.validation", {"fraction": 0.0001}),

@@ -51,7 +51,7 @@ class Training(Frozen):
     tensorboard: bool = Field(False, description="write TensorBoard's event files, too; changes no number")
 
     @pydantic.model_validator(mode="after")
-    def _milestones_within(self) -> Training:
+    def _schedules_within(self) -> Training:
         too_late = any(isinstance(when, int) and when >= self.epochs for when in self.milestones)
         if (
             len(set(self.milestones)) < len(self.milestones)
@@ -63,6 +63,10 @@ class Training(Frozen):
             raise ValueError(f"milestones {self.milestones} belong to schedule: steps, not {self.schedule}")
         if at(self.warm_up, self.epochs) >= self.epochs:
             raise ValueError(f"warm_up {self.warm_up} must end before the last epoch ({self.epochs - 1})")
+        if self.average and at(self.average_from, self.epochs) >= self.epochs:
+            raise ValueError(f"average_from {self.average_from} is after the last epoch ({self.epochs - 1})")
+        if self.awp and at(self.awp.warm_up, self.epochs) >= self.epochs:
+            raise ValueError(f"awp.warm_up {self.awp.warm_up} is after the last epoch ({self.epochs - 1})")
         return self
 
     @property
