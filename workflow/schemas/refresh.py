@@ -2,7 +2,8 @@
 study and dataset files as one types, and docs/settings.md."""
 
 import json
-from inspect import cleandoc
+from importlib import import_module
+from inspect import cleandoc, getdoc
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def settings() -> str:
         "Written by `make schemas` from the classes that check a study. The sections stand in\n"
         "`config/datasets/<dataset>.yaml`, and under `set:` of an override; what is marked — must be set there.\n"
         "Numbers may be fractions, such as 1/4. Epochs count from 0.\n",
-        f"Models: {', '.join(f'`{name}`' for name in sorted(models.names()))}.\n",
+        "## Models\n\nThose of the package; one that does not fit the images says so before anything runs.\n",
+        *(f"- `{name}`: {about(name)}" for name in sorted(models.names())),
+        "",
         section("A study", StudyFile),
         section("A table of a study", Table),
     ]
@@ -46,6 +49,13 @@ def settings() -> str:
         if found.model_fields:
             parts.append(section(f"`options` of `{name}`", found))
     return "\n".join(parts)
+
+
+def about(name: str) -> str:
+    """What a network's function says of it first."""
+    file = name.replace("-", "_")
+    said = getdoc(getattr(import_module(f"sat_core.models.{file}"), file)) or ""
+    return " ".join(said.split("\n\n")[0].replace("``", "`").split())
 
 
 def section(title: str, model: type[BaseModel]) -> str:
