@@ -79,8 +79,8 @@ def classifier_gain(features: Tensor) -> Tensor:
 def gauss_newton_curvature(logits: Tensor, y: Tensor, gradient_norm_squared: Tensor) -> Tensor:
     """An estimate of each sample's largest Gauss-Newton eigenvalue, ``lambda_max(S) |g|^2 / |r|^2``; ours.
 
-    With g = J^T r the sample's gradient in all weights, |g|^2 / |r|^2 is J J^T as r sees it. Exact for one linear
-    layer; for more neither that eigenvalue nor a bound of it.
+    With ``g = J^T r`` the sample's gradient in all weights, ``|g|^2 / |r|^2`` is ``J J^T`` as r sees it. Exact for one
+    linear layer; for more neither that eigenvalue nor a bound of it.
 
     logits (N, classes), y int64 (N,), gradient_norm_squared (N,) -> (N,), 0 or more. :func:`capture` has ``|g|^2``.
 
