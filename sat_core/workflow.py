@@ -120,7 +120,8 @@ def site(config: Mapping[str, Any], key: str, default: T) -> T:
     value = config.get(key, default)
     value = "" if value is None and default == SITE["gres"] else value  # `gres=`: none is asked for
     if type(value) is not type(default):
-        raise ConfigError(f"config: {key}: a value like {default!r} is expected, not {value!r}")
+        kind = "a word, such as gpu:1," if isinstance(default, str) else "a whole number"
+        raise ConfigError(f"config: {key}: {kind} is expected, not {value!r}")
     return value
 
 

@@ -160,7 +160,7 @@ def test_what_a_profile_says_of_the_site_is_read_again(tmp_path):
     [
         ("", {"max_minutes": sys.maxsize, "max_mem_mb": sys.maxsize, "jobs": None}),
         ("jobs: unlimited\nconfig: [gres, max_minutes=60]", {"max_minutes": 60, "jobs": None}),
-        ("jobs: 7\nconfig: {max_minutes: lots}", "config: max_minutes: a value like .* is expected, not 'lots'"),
+        ("jobs: 7\nconfig: {max_minutes: lots}", "config: max_minutes: a whole number is expected, not 'lots'"),
     ],
 )
 def test_a_profile_limits_the_plan_or_gets_its_sentence(tmp_path, monkeypatch, profile, expected):
