@@ -19,6 +19,11 @@ torch.set_num_threads(1)  # several workers share the processors; runs set what 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are compared bit for bit, which is promised for the processor
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files whose tests take minutes first, that of the longest before all, so that no worker ends alone."""
+    items.sort(key=lambda item: (item.path.parent.name != "workflow", item.path.name != "test_rehearsal.py"))
+
+
 @pytest.fixture
 def tiny_study() -> dict:
     """A study of two runs that takes seconds, to be changed at will."""
