@@ -42,7 +42,8 @@ runs of a network: an eighth will do."""
 VALIDATED = 250
 """Images at a time in validation."""
 SLOW = 5.0
-"""Seconds of a few iterations of an attack, after which it is not timed on larger blocks."""
+"""Seconds after which a processor is not asked again, nor an attack timed on larger blocks: by then noise is small, and
+time in proportion."""
 HARMLESS = 1e-6
 """A radius at which no image breaks: all stand until the end."""
 
@@ -113,7 +114,15 @@ def startup(run: Run) -> float:
 
 
 def seconds(work: Callable[[], object], least: float = SECONDS) -> float:
-    """The median time of ``work``, done for ``least`` seconds and once before; a GPU's queue is waited for."""
+    """The median time of ``work``, done for ``least`` seconds and once before; a GPU's queue is waited for.
+
+    On a processor the time of once, where that is longer than SLOW.
+    """
+    if not torch.cuda.is_initialized():
+        began = time.perf_counter()
+        work()
+        if (once := time.perf_counter() - began) > SLOW:
+            return once
     timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
     return float(timer.blocked_autorange(min_run_time=least).median)
 
@@ -188,7 +197,7 @@ def judging(model: nn.Module, x: Tensor, classes: int) -> dict[str, list[tuple[i
 
     Between, time is no straight line: on a processor few images take long for their number, on a GPU as long as many.
     Each attack is timed for a few of its iterations, and for one: the difference tells what the rest takes. Once that
-    takes longer than SLOW, larger blocks are left out: time is in proportion by then.
+    takes longer than SLOW, larger blocks are left out.
     """
     y = predict(model, x)
     adversary = pyautoattack.AutoAttack(model, eps=HARMLESS, seed=0, device=x.device)

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -153,6 +154,13 @@ def test_what_a_profile_says_of_the_site_is_read_again(tmp_path):
     (tmp_path / "config.yaml").write_text("config: [gres=gpu:a100:1, max_minutes=1440]\n")
     assert of_profile(["--profile", str(tmp_path), "-n"]) == {"gres": "gpu:a100:1", "max_minutes": 1440}
     assert of_profile(["-n"]) == {}
+
+
+def test_what_takes_a_processor_long_is_timed_once(monkeypatch):
+    monkeypatch.setattr(measure, "SLOW", 0.01)
+    calls = []
+    assert measure.seconds(lambda: calls.append(time.sleep(0.02))) >= 0.02 and len(calls) == 1
+    assert measure.seconds(lambda: calls.append(None), least=0.01) < 0.01 and len(calls) > 3
 
 
 @pytest.mark.parametrize(
