@@ -161,6 +161,9 @@ def test_what_takes_a_processor_long_is_timed_once(monkeypatch):
     calls = []
     assert measure.seconds(lambda: calls.append(time.sleep(0.02))) >= 0.02 and len(calls) == 1
     assert measure.seconds(lambda: calls.append(None), least=0.01) < 0.01 and len(calls) > 3
+    monkeypatch.setattr(measure, "SLOW", 5.0)
+    calls.clear()
+    assert measure.seconds(lambda: calls.append(time.sleep(0.02)), least=0.01) >= 0.02 and len(calls) == 2
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 study and dataset files as one types, and docs/settings.md."""
 
 import json
-from importlib import import_module
 from inspect import cleandoc, getdoc
 from pathlib import Path
 from typing import Any
@@ -53,8 +52,7 @@ def settings() -> str:
 
 def about(name: str) -> str:
     """What a network's function says of it first."""
-    file = name.replace("-", "_")
-    said = getdoc(getattr(import_module(f"sat_core.models.{file}"), file)) or ""
+    said = getdoc(models._builder(name, None)) or ""
     return " ".join(said.split("\n\n")[0].replace("``", "`").split())
 
 
