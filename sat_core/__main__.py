@@ -136,11 +136,11 @@ def main(arguments: list[str] | None = None) -> int:
             status = dispatch(options, study, run)
             sys.stdout.flush()
             return status
-        except Exception as error:
+        except (Exception, Interrupted) as error:
             if run is None:
                 raise
             if isinstance(error, Interrupted):
-                folder.count_interruption(run)
+                folder.count_interruption(run, options.verb)
             if lacks_memory(error) and re.search("cuda|cudnn|cublas|engine", str(error).lower()):
                 error = no_room(out_of_memory(options.verb))
             if isinstance(error, Hopeless) and options.verb in folder.STAGES:
@@ -183,14 +183,14 @@ def asked(options: argparse.Namespace) -> tuple[Study, Run | None]:
 
 def judge(study: Study, run: Run) -> None:
     """Bring the network in, judge it, write its card and print that."""
-    from sat_core.report.card import NAME, write_card
+    from sat_core.report.card import write_card
     from sat_core.runs.judge import keep
 
     begin(study, run)
     keep(study)
     finish(study, run, "evaluate")
     write_card(run)
-    print((run.folder / NAME).read_text(encoding="utf-8"))
+    print((run.folder / folder.CARD).read_text(encoding="utf-8"))
 
 
 def out_of_memory(verb: str) -> str:
@@ -303,10 +303,16 @@ def dispatch(options: argparse.Namespace, study: Study, run: Run | None) -> int:
         case "plan":
             from sat_core.runs.check import check
             from sat_core.runs.plan import plan
+            from sat_core.runs.rehearsal import is_current
             from sat_core.workflow import limits
 
             check(study, study.runs)
             rehearsal = Study(study.rehearsal_file) if study.rehearsal_file.exists() else None
+            if rehearsal is not None and not is_current(study):
+                other = f"{study.path} is not what was rehearsed, its settings have changed: rehearse it again"
+                if options.write:
+                    raise ConfigError(f"{other}, then --write")
+                print(f"{other}; what follows is of its settings then.\n")
             print(plan(study, rehearsal, options.gpus or 1, limits(), options.write))
         case "data":
             from sat_core.runs.data import prepare

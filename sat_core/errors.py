@@ -15,8 +15,11 @@ class Hopeless(ConfigError):
     """It would go wrong again: nothing but other settings, other code or another machine helps."""
 
 
-class Interrupted(Exception):
-    """A signal asked the process to stop; everything needed to go on has been saved."""
+class Interrupted(BaseException):
+    """A signal asked the process to stop; everything needed to go on has been saved.
+
+    Like KeyboardInterrupt no Exception: it may come anywhere, and nobody is to take it for a fault of his own.
+    """
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -12,15 +12,13 @@ from sat_core.runs import folder
 from sat_core.runs.files import atomic
 from sat_core.study import Run
 
-NAME = "README.md"
-
 
 def write_card(run: Run) -> None:
     """Write the card from the run's records, or remove one that is of other weights than there are now.
 
     A derived product: `report` writes it anew. Raises ConfigError where a record is damaged.
     """
-    path = run.folder / NAME
+    path = run.folder / folder.CARD
     row, record = evaluated(run), folder.record_of(run, "train")
     if row is None or record is None:
         path.unlink(missing_ok=True)
@@ -49,13 +47,14 @@ def title(run: Run) -> str:
 def accuracies(run: Run, row: dict[str, Any]) -> str:
     """The verdict with intervals, and what speaks against believing it."""
     lines = ["| accuracy | % | 95 % interval |", "| :-- | --: | :-- |"]
-    names = {"clean": "clean", "robust": f"robust: AutoAttack (standard, L∞, ε = {run.epsilon})"}
+    names = {"clean": "clean", "robust": f"robust: AutoAttack ({row['version']}, L∞, ε = {run.epsilon})"}
     for name, said in names.items():
         low, high = interval(row[name], math.nan, 1, row["n"])
         lines.append(f"| {said} | {row[name]:.2f} | [{low:.1f}, {high:.1f}] |")
     after = ", ".join(f"{title} {row[name]:.2f}" for name, title in AFTER.items())
     notes = [f"On {row['n']} test images; the interval is for what others might give. {after}."]
     notes += ["A trivial classifier: constant, or no better than a constant."] * row["trivial"]
+    notes += [f"Judged in {row['precision']}, not float32."] * (row["precision"] != "float32")
     notes += [f"AutoAttack warns that it may be too kind: {row['flags']}."] * bool(row["flags"])
     notes += [f"Of other settings or code than the present: {row['stale']}."] * bool(row["stale"])
     return "\n".join(lines) + "\n\n" + " ".join(notes)

@@ -43,7 +43,7 @@ def compare(study: Study, name: str) -> pd.DataFrame:
             judged = {id: right for id in ids if (right := answers(study.run(id))) is not None}
             for accuracy in ("robust", "clean"):
                 found = list(block({(id.defense, id.seed): right[accuracy] for id, right in judged.items()}, table))
-                corrected = holm(np.array([row["p"] for row in found]))
+                corrected = holm(np.array([row["p"] for row in found]), pairs(table, model))
                 where = {"model": model, "epsilon": epsilon.text, "accuracy": accuracy}
                 rows += [where | row | {"p_holm": p} for row, p in zip(found, corrected, strict=True)]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -103,8 +103,15 @@ def difference(d: np.ndarray) -> dict[str, float]:
     return {**points, "p": p, "images": images, "seeds": seeds}
 
 
-def holm(p: np.ndarray) -> np.ndarray:
+def pairs(table: Table, model: str) -> int:
+    """How many pairs of defenses a block of this model has once all of its runs are judged."""
+    return math.comb(sum(network == model for network, _ in table.rows), 2)
+
+
+def holm(p: np.ndarray, count: int | None = None) -> np.ndarray:
     """p-values, corrected so that of all hypotheses that hold one is rejected at most so often (Holm 1979).
+
+    ``count`` hypotheses, of which some may not have been tested yet; as many as ``p`` if not given.
 
     Example:
         >>> holm(np.array([0.01, 0.04, 0.03]))
@@ -112,7 +119,8 @@ def holm(p: np.ndarray) -> np.ndarray:
     """
     order = np.argsort(p)
     corrected = np.empty_like(p)
-    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    factors = (len(p) if count is None else count) - np.arange(len(p))
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1.0)
     return corrected
 
 
@@ -126,7 +134,10 @@ def sheet(study: Study, name: str) -> Sheet:
     cells = frame(long_index(table), pd.Index([wrapped(study.display(defense)) for defense in table.defenses]))
     for i, defense in enumerate(table.defenses):
         cells.loc[pd.IndexSlice[:, :, defense], cells.columns[i]] = Cell("")
-    trivial = {(run.model, run.epsilon, run.defense) for run in rows[rows["trivial"].astype(bool)].itertuples()}
+    trivial, stale = (
+        {(run.model, run.epsilon, run.defense) for run in rows[marked].itertuples()}
+        for marked in (rows["trivial"].astype(bool), rows["stale"].ne(""))
+    )
     for pair in data[data["accuracy"] == "robust"].itertuples():
         place = pair.model, f"ε = {pair.epsilon}"
         i, j = table.defenses.index(pair.row), table.defenses.index(pair.column)
@@ -135,8 +146,10 @@ def sheet(study: Study, name: str) -> Sheet:
             text = signed(sign * pair.difference)
             below = {"95 %": f"[{signed(low)}, {signed(high)}]"} if len(cells.columns) <= MOST_WITH_INTERVALS else {}
             is_trivial = (pair.model, pair.epsilon, table.defenses[row]) in trivial
+            is_stale = any((pair.model, pair.epsilon, defense) in stale for defense in (pair.row, pair.column))
             better = bool(sure and sign * pair.difference > 0 and not is_trivial)
-            cells.loc[(*place, table.defenses[row]), cells.columns[column]] = Cell(text, "", below, better, is_trivial)
+            cell = Cell(text, "", below, better, is_trivial, is_stale)
+            cells.loc[(*place, table.defenses[row]), cells.columns[column]] = cell
     cells = cells.rename(index={defense: study.display(defense) for defense in table.defenses}, level=2)
     return Sheet(without_one_model(table, cells), note(table, rows, data), data)
 
@@ -153,7 +166,8 @@ def signed(points: float) -> str:
 
 def note(table: Table, rows: pd.DataFrame, data: pd.DataFrame) -> str:
     """How to read it."""
-    count, few = len(table.defenses), len(table.defenses) <= MOST_WITH_INTERVALS
+    few = len(table.defenses) <= MOST_WITH_INTERVALS
+    count = "/".join(str(n) for n in sorted({pairs(table, model) for model in table.networks}))
     seeds, origin = set(data["seeds"]), "for other test images; of other seeds nothing is known with one"
     if seeds != {1}:
         alone = "; pairs of one seed: for other images alone" if 1 in seeds else ""
@@ -163,7 +177,7 @@ def note(table: Table, rows: pd.DataFrame, data: pd.DataFrame) -> str:
         f"Robust is the accuracy under AutoAttack (standard, L∞). {'Below' if few else 'In the csv'} stands the 95 % "
         f"interval, {origin}.",
         f"Bold: the row beats the column over two seeds or more, p < {LEVEL} after Holm's correction for all "
-        f"{math.comb(count, 2)} pairs.",
+        f"{count} pairs.",
         f"What is not bold may be chance; {TRIVIAL} (red): a trivial classifier, which beats none.",
         "The csv has the same of clean accuracy.",
         missing(table, rows),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pandas as pd
 
 from sat_core.report.render import MISSING, STALE, TRIVIAL
@@ -11,6 +13,8 @@ from sat_core.study.file import Table
 NO_RESULT = "A rehearsal, AutoAttack cut short: no result."
 TOLD = 2
 """Runs of other settings or code of which the note says why; a caption in LaTeX cannot be longer than a page."""
+FEWER = 6
+"""Cells with fewer seeds than they are to have, of which the note says how many there are."""
 
 
 def about(table: Table, rows: pd.DataFrame, how: str) -> str:
@@ -25,10 +29,15 @@ def caption(table: Table) -> str:
     return f"{table.caption.rstrip(' .')}." if table.caption else ""
 
 
-def over_seeds(table: Table) -> str:
+def over_seeds(table: Table, rows: pd.DataFrame) -> str:
     """How many numbers are behind one."""
-    count = len(table.seeds)
-    return f"Each number is of {'one seed' if count == 1 else f'{count} seeds: mean ± standard deviation'}."
+    one = len(table.seeds) == 1
+    return f"Each number is of {'one seed' if one else f'{seeds(table, rows)}: mean ± standard deviation'}."
+
+
+def seeds(table: Table, rows: pd.DataFrame) -> str:
+    """How many a cell has; :func:`missing` says which have fewer."""
+    return f"{'up to ' * (len(rows) < len(table.run_ids))}{len(table.seeds)} seeds"
 
 
 def devices(rows: pd.DataFrame) -> str:
@@ -53,7 +62,17 @@ def reading(study: Study, table: Table, rows: pd.DataFrame) -> list[str]:
 def missing(table: Table, rows: pd.DataFrame) -> str:
     """How many runs the table still lacks, or nothing."""
     lacking, all_ = len(table.run_ids) - len(rows), len(table.run_ids)
-    return f"{lacking} of {all_} runs {'is' if lacking == 1 else 'are'} missing, marked {MISSING}." if lacking else ""
+    if not lacking:
+        return ""
+    asked = Counter((id.model, id.defense, id.epsilon.text) for id in table.run_ids)
+    there = Counter(zip(rows["model"], rows["defense"], rows["epsilon"], strict=True))
+    fewer = [cell for cell in asked if 0 < there[cell] < asked[cell]]
+    model = len(table.networks) > 1
+    told = [f"{f'{m}, ' * model}{d}, ε = {e}: {there[m, d, e]} of {asked[m, d, e]}" for m, d, e in fewer[:FEWER]]
+    told += [f"and {len(fewer) - FEWER} cells more"] if len(fewer) > FEWER else []
+    holes = f", marked {MISSING}" if any(not there[cell] for cell in asked) else ""
+    said = f"{lacking} of {all_} runs {'is' if lacking == 1 else 'are'} missing{holes}."
+    return f"{said} Seeds of cells that have some: {'; '.join(told)}." if told else said
 
 
 def standing(rows: pd.DataFrame) -> str:

@@ -37,7 +37,7 @@ def results(study: Study, table: Table) -> pd.DataFrame:
     """
     rows = [row for id in table.run_ids if (row := evaluated(study.run(id))) is not None]
     columns = [*ADDRESS, *AFTER, *(f"seconds_{attack}" for attack in SECONDS.values()), *LAST]
-    columns += ["n", "trivial", "flags", "external", "precision", "device", "stale", "accepted"]
+    columns += ["n", "trivial", "flags", "external", "version", "precision", "device", "stale", "accepted"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -59,6 +59,7 @@ def row(run: Run, summary: dict[str, Any], images: pd.DataFrame) -> dict[str, An
         "trivial": is_trivial(images),
         "flags": ", ".join(summary.get("flags", ())),
         "external": elsewhere(run),
+        "version": summary.get("version", "standard"),
         "precision": summary.get("precision", "float32"),
         "device": summary["device"],
         **standing(run),
@@ -73,10 +74,11 @@ def elsewhere(run: Run) -> str:
     return "; ".join([f"{about['file']}, SHA-256 {about['weights'][:12]}", *about["doubts"]])
 
 
-def standing(run: Run) -> dict[str, Any]:
-    """Why a run's verdict is not of the present settings and code, "" if it is; and whether a user accepted it."""
-    reasons = [reason for stage in ("train", "evaluate") for reason in folder.why_other(run, stage)]
-    records = [folder.record_of(run, stage) or {} for stage in ("train", "evaluate")]
+def standing(run: Run, stage: str = "evaluate") -> dict[str, Any]:
+    """Why what a stage found is not of the present settings and code, "" if it is; and whether a user accepted it."""
+    stages = dict.fromkeys(("train", stage))
+    reasons = [reason for stage in stages for reason in folder.why_other(run, stage)]
+    records = [folder.record_of(run, stage) or {} for stage in stages]
     return {"stale": "; ".join(dict.fromkeys(reasons)), "accepted": any("accepted" in record for record in records)}
 
 
@@ -84,12 +86,12 @@ def costs(study: Study, table: Table) -> pd.DataFrame:
     """One row a trained run of the table.
 
     Columns: its address; seconds an epoch, validation included; PGD steps a sample, and the share of them saved
-    (%, NaN without PGD), both over the whole training; peak memory in MB; the device.
+    (%, NaN without PGD), both over the whole training; peak memory in MB; the device; and as :func:`standing`.
     """
     rows = []
     for run, record, history in trained(study, table):
         if run.external is not None:
-            rows.append(address(run) | {"device": record["device"]})
+            rows.append(address(run) | standing(run, "train") | {"device": record["device"]})
             continue
         memory, steps = record.get("peak_memory_mb", {}), history["steps"].mean()
         row = {
@@ -100,8 +102,8 @@ def costs(study: Study, table: Table) -> pd.DataFrame:
             "gpu_memory": memory.get("gpu", math.nan),
             "device": record["device"],
         }
-        rows.append(address(run) | row)
-    return pd.DataFrame(rows, columns=[*ADDRESS, *COSTS, "device"])
+        rows.append(address(run) | standing(run, "train") | row)
+    return pd.DataFrame(rows, columns=[*ADDRESS, *COSTS, "device", "stale", "accepted"])
 
 
 def histories(study: Study, table: Table) -> pd.DataFrame:

@@ -39,20 +39,27 @@ def accuracy_cells(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
     cells = summarise(table, rows, list(AFTER)).rename(columns={"measure": "accuracy"})
     shared = rows.groupby(ADDRESS[:3], as_index=False).agg(
         trivial_seeds=("trivial", "sum"),
-        test_images=("n", "first"),
+        test_images=("n", "min"),
         stale_seeds=("stale", lambda of: of.ne("").sum()),
         external=("external", "first"),
     )
     cells = cells.merge(shared, "left", ADDRESS[:3])
     for column in ("trivial_seeds", "stale_seeds", "test_images"):
         cells[column] = pd.to_numeric(cells[column]).astype("Int64")
-    last = rows.groupby(ADDRESS[:3])[LAST].mean()
-    cells["last"] = [
-        last[f"last_{cell.accuracy}"].get((cell.model, cell.defense, cell.epsilon), math.nan)
-        if cell.accuracy in ("clean", "robust")
-        else math.nan
-        for cell in cells.itertuples()
-    ]
+    more = {f"more_{name}": rows[f"last_{name}"] - rows[name] for name in ("clean", "robust")}
+    last = rows.assign(**more).groupby(ADDRESS[:3])[[*LAST, *more]].agg(["mean", "count"])
+    for column, source, how in (
+        ("last", "last", "mean"),
+        ("last_difference", "more", "mean"),  # of the seeds that have both
+        ("last_seeds", "last", "count"),
+    ):
+        cells[column] = [
+            last[f"{source}_{cell.accuracy}", how].get((cell.model, cell.defense, cell.epsilon), math.nan)
+            if cell.accuracy in ("clean", "robust")
+            else math.nan
+            for cell in cells.itertuples()
+        ]
+    cells["last_seeds"] = pd.to_numeric(cells["last_seeds"]).astype("Int64")
     ends = [
         interval(cell.mean, cell.std, cell.seeds, cell.test_images) if cell.seeds else (math.nan, math.nan)
         for cell in cells[["mean", "std", "seeds", "test_images"]].itertuples(index=False)
@@ -95,7 +102,8 @@ def main_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFram
     for cell, is_best in zip(data.itertuples(), best(study, data), strict=True):
         below = {"95 %": f"[{cell.low:.1f}, {cell.high:.1f}]"} if cell.seeds else {}
         if not math.isnan(cell.last):
-            below["last epoch"] = f"{cell.last:.2f} ({cell.last - cell.mean:+.2f})".replace("-", "−")
+            few = f", {cell.last_seeds} of {cell.seeds} seeds" if cell.last_seeds < cell.seeds else ""
+            below["last epoch"] = f"{cell.last:.2f} ({cell.last_difference:+.2f}{few})".replace("-", "−")
         if 0 < cell.seeds < len(table.seeds):
             below["seeds"] = str(cell.seeds)
         content = number(cell, "{:.2f}", below | beside(cell), is_best)
@@ -107,7 +115,9 @@ def main_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFram
         cells = without_one_model(table, cells)
     origin = "other test images" if len(table.seeds) == 1 else "other test images and other seeds"
     note = [
-        notes.about(table, rows, f"Robust is the accuracy under AutoAttack (standard, L∞). {notes.over_seeds(table)}"),
+        notes.about(
+            table, rows, f"Robust is the accuracy under AutoAttack (standard, L∞). {notes.over_seeds(table, rows)}"
+        ),
         f"Below each stands its 95 % interval, for {origin}.",
         *notes.reading(study, table, rows),
         notes.doubts(rows),
@@ -126,7 +136,7 @@ def paper_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFra
         title = "Clean" if cell.accuracy == "clean" else "Adv"
         content = replace(number(cell, "{:.2f}", best=is_best), spread="")
         cells.at[(cell.model, cell.defense), (f"ε = {cell.epsilon}", title)] = content
-    mean = "" if len(table.seeds) == 1 else f" Each number is the mean over {len(table.seeds)} seeds."
+    mean = "" if len(table.seeds) == 1 else f" Each number is the mean over {notes.seeds(table, rows)}."
     note = [
         notes.about(table, rows, f"Adv is the accuracy under AutoAttack (standard, L∞).{mean}"),
         *notes.reading(study, table, rows),
@@ -162,7 +172,9 @@ def attacks_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet
             cells.at[(model, f"ε = {epsilon}", defense), "Seconds"] = Cell(f"{total:.1f}")
     note = [
         notes.about(
-            table, rows, f"Each column is after one more attack of AutoAttack (standard, L∞). {notes.over_seeds(table)}"
+            table,
+            rows,
+            f"Each column is after one more attack of AutoAttack (standard, L∞). {notes.over_seeds(table, rows)}",
         ),
         f"Below an accuracy stand the seconds of its attack on {notes.devices(rows)}, the mean over seeds; an attack",
         "meets only the images that are still standing.",
@@ -178,7 +190,9 @@ def attacks_sheet(table: Table, data: pd.DataFrame, rows: pd.DataFrame) -> Sheet
 def cost_sheet(table: Table, rows: pd.DataFrame) -> Sheet:
     """What training took."""
     measures = [name for name in COST if name != "gpu_memory" or rows[name].notna().any()]
-    data = summarise(table, rows, measures)
+    stale = rows.groupby(ADDRESS[:3], as_index=False).agg(stale_seeds=("stale", lambda of: of.ne("").sum()))
+    data = summarise(table, rows, measures).merge(stale, "left", ADDRESS[:3])
+    data["stale_seeds"] = pd.to_numeric(data["stale_seeds"]).astype("Int64")
     cells = frame(long_index(table), pd.Index([COST[name][0] for name in measures]))
     for cell in data[data["seeds"] > 0].itertuples():
         title, form = COST[cell.measure]
@@ -186,11 +200,12 @@ def cost_sheet(table: Table, rows: pd.DataFrame) -> Sheet:
         cells.at[(cell.model, f"ε = {cell.epsilon}", cell.defense), title] = content
     no_cost = "no attack, or not trained here" if table.has_externals else "no attack"
     note = [
-        f"{notes.caption(table)} Cost of training on {notes.devices(rows)}. {notes.over_seeds(table)}",
+        f"{notes.caption(table)} Cost of training on {notes.devices(rows)}. {notes.over_seeds(table, rows)}",
         "An epoch includes its validation. PGD steps are those of a sample, over the whole training; what is saved is",
         f"the share of the attack's steps that stopping samples early has saved (n/a: {no_cost}). Memory is the "
         "peak of the process.",
         notes.missing(table, rows),
+        notes.standing(rows),
     ]
     return Sheet(without_one_model(table, cells), " ".join(filter(None, note)).strip(), data)
 

@@ -56,6 +56,7 @@ def load(run: Run, *parts: str) -> list[Images]:
             if _checksum(images) != record[part]["sha256"]:
                 raise ConfigError(f"{path} is damaged: its {part} images changed; delete it, it will be made again")
             found.append(images)
+    folder.loaded(run, record, parts)
     return found
 
 

@@ -79,9 +79,14 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_whole(path: Path, expected: str | None) -> bool:
+    """Whether a file is there and is the one whose checksum was recorded."""
+    return path.exists() and checksum(path) == expected
+
+
 def verify(path: Path, expected: str | None, remedy: str) -> None:
-    """Raise ConfigError unless the file is there and is the one whose checksum was recorded."""
-    if not path.exists() or checksum(path) != expected:
+    """Raise ConfigError unless :func:`is_whole`."""
+    if not is_whole(path, expected):
         state = "is damaged" if path.exists() else "is missing"
         raise ConfigError(f"{path} {state}; {remedy}")
 

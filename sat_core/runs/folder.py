@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sat_core.errors import ConfigError, Hopeless
-from sat_core.runs.files import atomic, checksum, make_folder, read_json, verify, write_json
+from sat_core.runs.files import atomic, checksum, is_whole, make_folder, read_json, sole_writer, verify, write_json
 from sat_core.study import Run, RunId, Study
 from sat_core.study.fingerprint import changes, environment, git_commit, made_of
 
@@ -39,6 +39,8 @@ class Stage(NamedTuple):
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS, HISTORY, IMAGES = "model.safetensors", "history.csv", "autoattack.csv"
+CARD = "README.md"
+"""The model card, which the report or `judge` writes last: gone as soon as anything that it tells of is others."""
 LAST, RAW, LAST_IMAGES = "last.safetensors", "raw.safetensors", "autoattack-last.csv"
 """Weights of the last epoch; where averages are judged, those in training at the selected one; the last's verdict."""
 STAGES = {
@@ -55,6 +57,8 @@ FAILED = "failed.json"
 INTERRUPTED = "interrupted.json"
 MEASURED, MEASURED_FORMAT = "measured.json", 4
 """What the work of a rehearsal's run costs, piece by piece."""
+_LOADED: dict[Path, dict[str, str]] = {}
+"""File of prepared images -> checksums of the parts of it that this process has loaded last: see :func:`loaded`."""
 
 
 @cache
@@ -73,16 +77,18 @@ def write_record(run: Run, stage: str, content: dict[str, Any]) -> None:
     about = STAGES[stage]
     files = content.get("files", {}) | {name: checksum(run.folder / name) for name in about.files}
     record = {"run": run.id.path, **content, "files": files, "made_of": present(run, stage)}
+    if stage in ("train", "evaluate"):
+        (run.folder / CARD).unlink(missing_ok=True)
     write_json(run.folder / about.record, record | {"environment": environment()})
-    _keep(run, stage)
+    _keep(run, stage, record)
     if _failed(run).get("stage") == stage:
         (run.folder / FAILED).unlink()
     if stage in ("train", "evaluate"):  # the others, which may run beside one of these, save nothing on the way
         (run.folder / INTERRUPTED).unlink(missing_ok=True)
 
 
-def _keep(run: Run, stage: str) -> None:
-    for name in (*STAGES[stage].files, STAGES[stage].record):
+def _keep(run: Run, stage: str, record: dict[str, Any]) -> None:
+    for name in (*record["files"], STAGES[stage].record):
         _link(run.folder / name, run.folder / KEPT / name)
 
 
@@ -118,23 +124,27 @@ def finished(run: Run, stage: str) -> bool:
     return not reasons
 
 
-def _put_back(run: Run, stage: str) -> None:
+def _put_back(run: Run, stage: str, there: dict[str, Any] | None) -> dict[str, Any] | None:
     """Files of a finished stage that were deleted are linked to what was kept of it, if that is of the present.
 
-    Without its record the others are no result, but parts of one that was begun and not ended: all are put back.
+    Without its record (``there`` is None) the others are no result, but parts of one that was begun and not ended: all
+    are put back. Returns the record that is there now.
     """
-    about, kept = STAGES[stage], run.folder / KEPT
-    missing = [name for name in (*about.files, about.record) if not (run.folder / name).exists()]
-    if about.record in missing:
-        missing = [*about.files, about.record]
-    if not missing or not all((kept / name).exists() for name in (*about.files, about.record)):
-        return
-    record = read_json(kept / about.record)
-    if _changes(run, stage, record) if about.record in missing else record != read_json(run.folder / about.record):
-        return
-    for name in missing:
-        _link(kept / name, run.folder / name)
-    log.info("%s: %s of a finished run put back", run.folder, ", ".join(missing))
+    name, kept = STAGES[stage].record, run.folder / KEPT
+    if not (kept / name).exists():
+        return there
+    record = read_json(kept / name)
+    if _changes(run, stage, record) if there is None else record != there:
+        return there
+    files = record["files"] if there is None else [file for file in there["files"] if not (run.folder / file).exists()]
+    back = [file for file in files if (kept / file).exists()]
+    if not all(file in back or is_whole(run.folder / file, record["files"][file]) for file in files):
+        return there
+    back += [name] if there is None else []
+    for file in back:
+        _link(kept / file, run.folder / file)
+    log.info("%s: %s of a finished run put back", run.folder, ", ".join(back))
+    return record
 
 
 def adopt(run: Run, stage: str) -> bool:
@@ -154,10 +164,15 @@ def adopt(run: Run, stage: str) -> bool:
                 verify(path.parent / name, expected, "the run is made anew")
         except ConfigError:
             continue
-        for name in record["files"]:
-            _link(path.parent / name, run.folder / name)
-        write_json(run.folder / about.record, record | {"adopted_from": path.parent.as_posix()})
-        _keep(run, stage)
+        try:
+            with sole_writer(run.folder, stage):
+                for name in record["files"]:
+                    _link(path.parent / name, run.folder / name)
+                write_json(run.folder / about.record, record | {"adopted_from": path.parent.as_posix()})
+                _keep(run, stage, record)
+        except ConfigError as error:
+            log.info("%s: not taken from %s: %s", run.folder / about.record, path.parent, error)
+            return False
         log.info("%s: taken from %s", run.folder / about.record, path.parent)
         return True
     return False
@@ -168,9 +183,11 @@ def record_of(run: Run, stage: str) -> dict[str, Any] | None:
 
     What was deleted of a finished stage is put back first.
     """
-    _put_back(run, stage)
     path = run.folder / STAGES[stage].record
-    return read_json(path) if path.exists() else None
+    record = read_json(path) if path.exists() else None
+    if record is None or not all((run.folder / name).exists() for name in record["files"]):
+        return _put_back(run, stage, record)
+    return record
 
 
 def seconds_of(record: dict[str, Any]) -> float | None:
@@ -211,8 +228,21 @@ def why_other(run: Run, stage: str) -> list[str]:
 def present(run: Run, stage: str) -> dict[str, Any]:
     """What the result of a stage is made of now: settings, code and the images, by their checksums."""
     parts = {"train": () if run.external else ("train", "validation"), "evaluate": ("test",)}
-    used, known = parts.get(stage, (run.curvature.split,)), _known_images(run)
-    return made_of(run, stage) | {"data": {part: known[part]["sha256"] for part in used if part in known}}
+    used = parts.get(stage, (run.curvature.split,))
+    known = _checksums(_known_images(run)) | _LOADED.get(data_file(run).absolute(), {})
+    return made_of(run, stage) | {"data": {part: known[part] for part in used if part in known}}
+
+
+def loaded(run: Run, record: dict[str, Any], parts: Iterable[str]) -> None:
+    """Note which images this process has in memory: they are what its results are made of, whatever is prepared since.
+
+    ``record``: that of the prepared images, as it was when ``parts`` of them were loaded.
+    """
+    _LOADED.setdefault(data_file(run).absolute(), {}).update(_checksums({part: record[part] for part in parts}))
+
+
+def _checksums(images: dict[str, Any]) -> dict[str, str]:
+    return {part: about["sha256"] for part, about in images.items() if part != "made_of"}
 
 
 def differences(run: Run, stage: str, recorded: dict[str, Any]) -> list[str]:
@@ -283,8 +313,14 @@ def withdraw(run: Run, stage: str) -> None:
 
     One of other settings remains in KEPT; one of the present, which is made anew because it is damaged, does not.
     """
+    _withdraw_record(run, stage)
+    for name in STAGES[stage].files:
+        (run.folder / name).unlink(missing_ok=True)
+
+
+def _withdraw_record(run: Run, stage: str) -> None:
     record = run.folder / KEPT / STAGES[stage].record
-    for name in (STAGES[stage].record, *STAGES[stage].files):
+    for name in (CARD, STAGES[stage].record):
         (run.folder / name).unlink(missing_ok=True)
     try:
         damaged = not _changes(run, stage, read_json(record))
@@ -306,7 +342,8 @@ def trained(run: Run) -> tuple[dict[str, Any], pd.DataFrame] | None:
 
 
 def write_images(run: Run, name: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Write AutoAttack's verdict on each image: (index, label, prediction, broken_by)."""
+    """Write AutoAttack's verdict on each image: (index, label, prediction, broken_by); one there was is withdrawn."""
+    _withdraw_record(run, "evaluate")
     with atomic(run.folder / name) as file:
         csv.writer(file).writerows([("index", "label", "prediction", "broken_by"), *rows])
 
@@ -400,7 +437,7 @@ def accept(run: Run) -> list[str]:
         accepted += [f"{stage}: {reason}" for reason in of_code]
     for stage, record in records.items():
         write_json(run.folder / STAGES[stage].record, record)
-        _keep(run, stage)
+        _keep(run, stage, record)
     return accepted
 
 
@@ -422,9 +459,9 @@ def _failed(run: Run) -> dict[str, Any]:
         return {}
 
 
-def count_interruption(run: Run) -> None:
+def count_interruption(run: Run, stage: str) -> None:
     """Note that a stage was stopped after it had saved progress, which is no failure: see :func:`interruptions`."""
-    saved = [run.folder / CHECKPOINT, *run.folder.glob("autoattack.parts/*.json")]
+    saved = [run.folder / CHECKPOINT] if stage == "train" else list(run.folder.glob("autoattack.parts/*.json"))
     newest = max((path.stat().st_mtime_ns for path in saved if path.exists()), default=0)
     before = _interrupted(run)
     if newest > before["newest"]:

@@ -130,12 +130,15 @@ def hash_of(run: Run, stage: str) -> str:
 
 
 def beats(run: Run, now: float) -> list[tuple[Beat, float]]:
-    """Every beat in a run's folder and its age in seconds, at the time ``now`` of the file system."""
+    """Every beat in a run's folder and its age in seconds, at the time ``now`` of the file system.
+
+    One that comes from the future is of before that clock was set back, and so old, too.
+    """
     found = []
     for path in sorted(run.folder.glob(".*.beat.json")):
         with contextlib.suppress(OSError, ValueError, TypeError), path.open(encoding="utf-8") as file:
             # Opened before it is asked for its time: only so does a shared file system say the latest.
-            found.append((Beat(**json.load(file)), max(now - os.fstat(file.fileno()).st_mtime, 0.0)))
+            found.append((Beat(**json.load(file)), abs(now - os.fstat(file.fileno()).st_mtime)))
     return found
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from timeit import timeit
-from typing import Any
+from typing import Any, Literal, cast
 
 import psutil
 import pyautoattack
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
+from sat_core import models
 from sat_core.attacks import PGD, InnerLoss, Iterate, Perturbation, StoppingRule, cross_entropy, uniform_start
 from sat_core.errors import lacks_memory
 from sat_core.hessian import Objective, gaussians
@@ -80,8 +81,12 @@ def measure(rehearsal: Study, run: Run, real: Run) -> None:
     content["left"] = [name for name in left_to_others(run, rehearsal.runs, content) if name in pieces]
     for name in content["left"]:
         del pieces[name]
+    precision: dict[str, Literal["float32", "tf32"]] = {  # a training leaves its own behind
+        "judging": real.evaluation.precision if device.type == "cuda" else "float32"
+    }
     for name, (piece, asked) in pieces.items():
         began = time.monotonic()
+        models.compute_in(precision.get(name, "float32"), cast(models.Normalized, model))
         content[name], fitting = as_many_as_fit(piece, asked, device)
         content["seconds"][name] = time.monotonic() - began
         content["too_large"] += [name] if fitting < asked else []

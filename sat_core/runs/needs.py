@@ -57,6 +57,10 @@ def _jobs(cells: list[Cell], limits: dict[str, Any]) -> list[Misfit]:
         turns = math.ceil(minutes / most)
         said = f"{first.dataset}/{first.model}: a training takes up to {minutes} minutes, which is {turns} jobs of the "
         found.append(Misfit(first.dataset, first.model, f"{said}{most} that the profile allows; it goes on by itself"))
+    for key, limit in (("evaluate_minutes", "max_minutes"), ("mem_mb", "max_mem_mb")):
+        if limits.get(limit) and all_needed[key] > limits[limit]:
+            said = f"{first.dataset}/{first.model}: {key} {all_needed[key]}, but the profile allows {limits[limit]}"
+            found.append(Misfit(first.dataset, first.model, f"{said} ({limit}): raise that, if the site does"))
     return found
 
 
@@ -64,7 +68,7 @@ def needed_by(cells: list[Cell]) -> dict[str, int]:
     """What the jobs of these cells need, the most of each, with a margin: settings of ``resources``."""
     pairs = [(cell, cell.runs[0]) for cell in cells]
     memory = max(predict.memory_needed(run, cell.costs) for cell, run in pairs)
-    judged = max(max(cell.judging.high * _largest_share(run), cell.curvature.high) for cell, run in pairs)
+    judged = max(max(cell.judging.high * _largest_share(run), cell.measuring) for cell, run in pairs)
     startup = max(cell.costs.startup for cell, _ in pairs)
     trained = max(cell.training.high for cell, _ in pairs)
     return {

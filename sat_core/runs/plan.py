@@ -36,6 +36,8 @@ class Cell:
     training: Span
     judging: Span
     curvature: Span
+    measuring: float
+    """The most that one of the jobs takes that measure curvature or lay planes, seconds."""
 
     @property
     def name(self) -> str:
@@ -89,9 +91,10 @@ CAME = (
 
 def cell_of(study: Study, runs: list[Run], costs: Costs) -> Cell:
     """The predictions of a cell, of a run in the mean."""
-    measured = (predict.curvature(run, costs, folder.stages_of(study, run.id)) for run in runs)
-    mean = sum(measured, predict.certain(0.0)) * (1 / len(runs))
-    return Cell(runs, costs, predict.training(runs[0], costs), predict.judging(runs[0], costs), mean)
+    jobs = [predict.curvature(run, costs, [stage]) for run in runs for stage in folder.stages_of(study, run.id)]
+    mean = sum(jobs, predict.certain(0.0)) * (1 / len(runs))
+    longest = max(job.high for job in jobs)
+    return Cell(runs, costs, predict.training(runs[0], costs), predict.judging(runs[0], costs), mean, longest)
 
 
 def why_not(rehearsal: Study, run: Run) -> str:

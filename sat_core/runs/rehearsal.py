@@ -19,6 +19,7 @@ from sat_core.runs.data import count_images, rarest_share
 from sat_core.runs.files import atomic
 from sat_core.study import Run, RunId, Study
 from sat_core.study.external import ROBUSTBENCH, External
+from sat_core.study.reading import read_yaml
 
 EPOCHS, BATCHES, IMAGES, ITERATIONS = 2, 2, 8, 10
 """Of a training; of the real size, in an epoch; for AutoAttack, and for curvature and planes twice as many; of each of
@@ -32,6 +33,11 @@ def write(study: Study) -> Path:
         with atomic(path) as file:
             file.write(text)
     return path
+
+
+def is_current(study: Study) -> bool:
+    """Whether the rehearsal that there is is of the study as it stands now."""
+    return bool(read_yaml(study.rehearsal_file) == yaml.safe_load(yaml.safe_dump(rehearsal(study))))
 
 
 def rehearsal(study: Study) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _file(module: str) -> Path:
 
 @cache
 def _imports(path: Path) -> list[str]:
-    """The modules of this package that a file imports with ``from sat_core.x import ...``."""
+    """The modules of this package that a file imports with ``from sat_core.x import ...``, or by its public names."""
     names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sat_core"):
@@ -136,7 +136,21 @@ def _imports(path: Path) -> list[str]:
             names += [below] if below else []
             submodules = [f"{below}.{alias.name}".lstrip(".") for alias in node.names]
             names += [name for name in submodules if _file(name).is_file()]
+            names += [] if below else [_homes()[alias.name] for alias in node.names if alias.name in _homes()]
     return names
+
+
+@cache
+def _homes() -> dict[str, str]:
+    """The names that the package itself has for everyone -> the modules that they are from."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    return {
+        alias.name: str(node.module).removeprefix("sat_core.")
+        for node in imports
+        if str(node.module).startswith("sat_core.")
+        for alias in node.names
+    }
 
 
 @cache

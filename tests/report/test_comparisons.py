@@ -39,6 +39,16 @@ def test_differences_are_of_the_seeds_and_images_that_both_have(three):
     assert (found["p_holm"] >= found["p"]).all()
 
 
+def test_pairs_that_are_not_judged_yet_count_in_the_correction(three):
+    found = comparisons.compare(three, "digits")
+    robust = found[found["accuracy"] == "robust"].sort_values("p")
+    for path in three.run("digits/cnn/trades/eps0.3/seed0").folder.iterdir():
+        path.unlink()
+    (alone,) = comparisons.compare(three, "digits").query("accuracy == 'robust'").itertuples()
+    assert len(robust) == 3 and alone.p_holm == min(3 * alone.p, 1)
+    assert "for all 3 pairs" in comparisons.sheet(three, "digits").note
+
+
 def test_the_table_reads_from_row_to_column_and_a_trivial_row_beats_none(three):
     cells = comparisons.sheet(three, "digits").cells
     assert cells.iloc[0, 2].text == "−20.0" and cells.iloc[2, 0].text == "+20.0" and cells.iloc[1, 1].text == ""

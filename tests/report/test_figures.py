@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import yaml
@@ -49,6 +50,22 @@ def test_what_was_measured_on_other_weights_is_not_drawn(measured):
     record["files"]["model.safetensors"] = "those of another training"
     write_json(run.folder / "run.json", record)
     assert not any(existing(measured, [run.id], *result) for result in results)
+
+
+def test_a_figure_says_which_of_its_runs_are_of_other_settings(measured):
+    figures.write_figure(measured, "digits", "curvature")
+    path = measured.folder / "figures/digits-curvature.csv"
+    assert "stale" not in pd.read_csv(path)
+    content = yaml.safe_load(measured.path.read_text())
+    content["overrides"].append({"set": {"curvature": {"seed": 7}}})
+    measured.path.write_text(yaml.safe_dump(content))
+    study = Study(measured.path)
+    with plt.rc_context(style.rc(study)):
+        drawing = figures.KINDS["curvature"](study, "digits")
+        data = figures.marked(study, "digits", "curvature", *drawing)
+    assert drawing.figure.get_supxlabel() == "‡ 1 of 2 runs: of other settings or code than the present"
+    assert set(data["stale"]) == {"curvature.seed 0 -> 7"}
+    plt.close("all")
 
 
 def test_figures_of_nothing_are_drawn_all_the_same(write_study):

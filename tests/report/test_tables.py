@@ -95,6 +95,31 @@ def test_every_format_shows_the_numbers_marks_the_trivial_and_bolds_the_best(jud
     assert re.search(r"ε = 0.3 +\| P-SAT +\| 4.00 +\| 1.00 +\| 50.0 +\| 700 ", cost.read_text())
 
 
+def test_the_last_epoch_is_compared_with_the_selected_one_of_the_same_seeds(judged):
+    path = judged.run("digits/cnn/madry/eps0.3/seed1").folder / "autoattack.json"
+    record = read_json(path)
+    write_json(path, record | {"last": {"clean": record["clean"], "robust": record["robust"] - 0.1}})
+    clean, robust = (sheets(judged)[0].cells.loc["Madry et al. [2018]", ("ε = 0.3", at)] for at in ("Clean", "Robust"))
+    assert clean.below["last epoch"] == "80.00 (+0.00, 1 of 2 seeds)"
+    assert robust.below["last epoch"] == "60.00 (−10.00, 1 of 2 seeds)"
+
+
+def test_an_interval_is_of_the_fewest_images_that_a_seed_was_judged_on(judged):
+    path = judged.run(MADRY).folder / "autoattack.json"
+    write_json(path, read_json(path) | {"n": 10_000})
+    assert sheets(judged)[0].data["test_images"].tolist() == [10, 10, 10, 10]
+
+
+def test_a_cell_with_fewer_seeds_is_named_where_no_line_tells(judged):
+    content = yaml.safe_load(judged.path.read_text())
+    content["tables"]["digits"]["style"] = "paper"
+    judged.path.write_text(yaml.safe_dump(content))
+    paper, *others = sheets(Study(judged.path))
+    assert "mean over up to 2 seeds" in paper.note
+    for sheet in (paper, *others):
+        assert "1 of 4 runs is missing. Seeds of cells that have some: psat, ε = 0.3: 1 of 2." in sheet.note
+
+
 def test_a_trivial_run_is_never_the_best(judged):
     for seed in (0, 1):
         path = judged.run(f"digits/cnn/madry/eps0.3/seed{seed}").folder
@@ -227,6 +252,10 @@ def test_results_of_other_settings_or_code_are_marked_and_the_note_says_why(judg
         in accuracy.note
     )
     assert accuracy.data["stale_seeds"].tolist() == [1, 1, 0, 0]
+    cost, differences = sheets(judged)[2], comparisons.sheet(judged, "digits")
+    assert [cell.stale for cell in cost.cells["PGD steps"]] == [True, False]
+    assert all("‡ of other settings" in sheet.note for sheet in (cost, differences))
+    assert differences.cells.iloc[0, 1].stale and differences.cells.iloc[1, 0].stale
     del record["made_of"]
     write_json(path, record)
     assert "madry, ε = 0.3, seed 0 (it is of an earlier version of sat_core)" in sheets(judged)[0].note

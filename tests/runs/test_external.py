@@ -17,10 +17,11 @@ from torch import nn
 
 from sat_core import plugins
 from sat_core.__main__ import main
-from sat_core.errors import ConfigError
-from sat_core.runs import external, folder
+from sat_core.errors import ConfigError, Interrupted
+from sat_core.runs import external, folder, weights
 from sat_core.runs.check import check
 from sat_core.runs.data import load
+from sat_core.runs.files import read_json, write_json
 from sat_core.runs.network import trained_model
 from sat_core.sanity import doubts
 from sat_core.study import Study
@@ -330,6 +331,15 @@ def test_the_network_in_autoattacks_wheel_gets_autoattacks_own_verdict(write_stu
     assert (rows["broken_by"] == "").tolist() == right.tolist()
 
 
+def test_a_signal_while_weights_are_read_is_no_fault_of_theirs(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(torch, "load", interrupted)
+    with pytest.raises(Interrupted):
+        weights.read(tmp_path / "any.pt")
+
+
 def test_the_card_goes_where_the_weights_go(judged):
     from sat_core.report.card import write_card
 
@@ -343,6 +353,11 @@ def test_the_card_goes_where_the_weights_go(judged):
     x = torch.rand(2, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(space["model"](x), trained_model(run, torch.device("cpu"))[0](x))
+    record = read_json(run.folder / "autoattack.json")
+    write_json(run.folder / "autoattack.json", record | {"version": "standard, cut short", "precision": "tf32"})
+    write_card(run)
+    text = (run.folder / "README.md").read_text()
+    assert "AutoAttack (standard, cut short, L∞" in text and "Judged in tf32, not float32." in text
     (run.folder / "autoattack.json").unlink()
     (run.folder / ".kept/autoattack.json").unlink()
     write_card(run)

@@ -1,5 +1,6 @@
 """What is finished stays; what is accepted is on record; what belongs to another study is left alone."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,13 +11,15 @@ from helpers import MADRY, PSAT
 from safetensors.torch import load_file, save_file
 
 from sat_core.__main__ import main
-from sat_core.errors import ConfigError, Hopeless
+from sat_core.errors import ConfigError, Hopeless, Interrupted
 from sat_core.runs import folder
+from sat_core.runs.data import prepare
 from sat_core.runs.device import free_gpu, take_device
-from sat_core.runs.files import checksum, read_json, write_json
+from sat_core.runs.evaluate import evaluate
+from sat_core.runs.files import checksum, read_json, sole_writer, write_json
 from sat_core.runs.train import train
 from sat_core.runs.trainer import Trainer
-from sat_core.study import Study, fingerprint
+from sat_core.study import Run, Study, fingerprint
 from sat_core.workflow import asked_for, restarts, stale
 
 
@@ -39,6 +42,78 @@ def test_what_was_kept_of_other_settings_is_not_put_back(judged):
     judged.path.write_text(content)
     assert not folder.finished(Study(judged.path).run(PSAT), "train")
     assert not (run.folder / "run.json").exists()
+
+
+def changed(study: Study, **training) -> Run:
+    """The run as it is once the study is another."""
+    content = yaml.safe_load(study.path.read_text())
+    content["overrides"].append({"set": {"training": training}})
+    Path("changed.yaml").write_text(yaml.safe_dump(content))
+    return Study("changed.yaml").run(PSAT).model_copy(update={"study": study.name})
+
+
+def test_a_finished_run_survives_that_a_training_of_other_settings_was_begun_and_given_up(write_study, tiny_study):
+    tiny_study["overrides"].append({"set": {"training": {"snapshots": 1}}})
+    study = Study(write_study(tiny_study))
+    run = study.run(PSAT)
+    train(run)
+    record = read_json(run.folder / "run.json")
+    assert {"last.safetensors", run.training.snapshot(2)} <= set(record["files"])
+    (run.folder / folder.CARD).touch()
+    folder.withdraw(changed(study, lr=0.01), "train")
+    assert not (run.folder / folder.CARD).exists()
+    for name in record["files"]:
+        (run.folder / name).unlink(missing_ok=True)
+        (run.folder / name).write_text("of the other")
+    assert folder.finished(run, "train") and read_json(run.folder / "run.json") == record
+    assert {name: checksum(run.folder / name) for name in record["files"]} == record["files"]
+    (run.folder / "last.safetensors").unlink()
+    assert folder.finished(run, "train")
+
+
+def test_a_verdict_survives_that_another_was_begun_and_given_up(judged, monkeypatch):
+    run = judged.run(PSAT)
+    verdict, images = folder.judged(run)
+    content = yaml.safe_load(judged.path.read_text())
+    other = copy.deepcopy(content)
+    other["overrides"].append({"set": {"evaluation": {"images": 3}}})
+    judged.path.write_text(yaml.safe_dump(other))
+
+    def killed(*_):
+        raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(folder, "write_record", killed)
+        evaluate(Study(judged.path).run(PSAT))
+    assert folder.judged(Study(judged.path).run(PSAT)) is None
+    judged.path.write_text(yaml.safe_dump(content))
+    again, rows = folder.judged(Study(judged.path).run(PSAT))
+    assert again == verdict and rows.equals(images)
+
+
+def test_a_training_is_of_the_images_that_it_loaded_whatever_is_prepared_meanwhile(tiny, monkeypatch):
+    run, finish = tiny.run(MADRY), Trainer.finish_epoch
+
+    def prepared_anew(trainer):
+        finish(trainer)
+        path = folder.data_file(run).with_suffix(".json")
+        record = read_json(path)
+        record["train"]["sha256"] = "of others"
+        write_json(path, record)
+
+    monkeypatch.setattr(Trainer, "finish_epoch", prepared_anew)
+    train(run)
+    assert folder.why_again(run, "train") == ["the train images are others"]
+
+
+def test_nothing_is_adopted_while_another_process_trains_the_run(judged):
+    content = judged.path.read_text()
+    Path("second.yaml").write_text(content)
+    run = Study("second.yaml").run(PSAT)
+    prepare(run)
+    with sole_writer(run.folder, "train"):
+        assert not folder.adopt(run, "train") and not (run.folder / "run.json").exists()
+    assert folder.adopt(run, "train") and folder.finished(run, "train")
 
 
 def test_code_can_be_accepted_on_record_and_settings_cannot(judged, monkeypatch, capsys):
@@ -97,7 +172,7 @@ def test_what_one_stage_finishes_leaves_the_failure_of_another_on_record(judged)
     run = judged.run(PSAT)
     folder.give_up(run, "curvature", Hopeless("out of memory"))
     (run.folder / "checkpoint.pt").touch()
-    folder.count_interruption(run)
+    folder.count_interruption(run, "train")
     (run.folder / "landscape.npz").touch()
     folder.write_record(run, "landscape", {"weights": folder.weights(run)})
     assert folder.hopeless(run, "curvature") == "out of memory" and folder.interruptions(run) == 1
@@ -194,9 +269,10 @@ def test_a_time_limit_is_no_failure_as_long_as_there_is_progress(write_study, ti
     run.folder.mkdir(parents=True)
     for expected in (1, 2):
         (run.folder / "checkpoint.pt").write_text(f"{expected}")
-        folder.count_interruption(run)
+        folder.count_interruption(run, "train")
         assert folder.interruptions(run) == expected
-    folder.count_interruption(run)  # nothing new was saved
+    folder.count_interruption(run, "train")  # nothing new was saved
+    folder.count_interruption(run, "evaluate")  # nor by this
     assert folder.interruptions(run) == 2
     assert restarts(study, "train", PSAT, budget=5) == 7
     assert asked_for(run, "mem_mb", 3, 10**9) == run.resources.mem_mb  # nor does it ask for more

@@ -62,6 +62,9 @@ def test_the_age_of_a_beat_does_not_hang_on_anybodys_clock(judged, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: clock() + 7200)  # of whoever reads
     ((beat, age),) = heard(run)
     assert age < 30 and beat.at < clock() - 7000
+    os.utime(run.folder / ".train.beat.json", (clock() + 300, clock() + 300))  # that of the files was set back
+    ((beat, age),) = heard(run)
+    assert is_lost(beat, age)
     assert not list(run.folder.glob(".clock*"))
 
 

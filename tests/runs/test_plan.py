@@ -1,5 +1,7 @@
 """What a study will take, against sums done by hand; and what to set where it does not fit."""
 
+import copy
+
 import pandas as pd
 import pytest
 import yaml
@@ -193,6 +195,35 @@ def test_a_resources_file_holds_resources_alone(paced):
         paced.resources_file.write_text(yaml.safe_dump({"overrides": [said]}))
         with pytest.raises(ConfigError, match=why):
             Study(paced.path).runs  # noqa: B018
+
+
+def test_time_is_asked_for_the_longest_job_and_what_the_profile_does_not_allow_is_said(write_study):
+    content = copy.deepcopy(TINY)
+    content["tables"]["digits"] |= {"seeds": [0, 1, 2], "curvature": ["madry"], "landscapes": ["madry"]}
+    study = Study(write_study(content))
+    runs = [run for run in study.runs if run.defense == "madry"]
+    cell = cell_of(study, runs, costs(runs[0], curvature={"product": 0.1, "loss": 10.0}))
+    planes = predict.curvature(runs[0], cell.costs, ["landscape"]).high
+    assert planes > 2 * cell.curvature.high  # which is that of the mean run, and the first alone has planes
+    asked = needs.needed_by([cell])["evaluate_minutes"]
+    assert 60 * asked >= needs.MARGIN * planes
+    said = [misfit.said for misfit in needs.misfits([cell], {"max_minutes": asked - 1, "max_mem_mb": 500})]
+    assert any(f"evaluate_minutes {asked}, but the profile allows {asked - 1} (max_minutes)" in one for one in said)
+    assert any("but the profile allows 500 (max_mem_mb)" in one for one in said)
+
+
+def test_a_plan_says_when_the_study_is_not_what_was_rehearsed(paced, capsys):
+    write_json(Study(write(paced)).run(PSAT).folder / folder.MEASURED, MEASURED)
+    assert main(["plan", "--study", str(paced.path)]) == 0 and "rehearsed, its" not in capsys.readouterr().out
+    needs.write(paced, [needs.Misfit("digits", "cnn", "", {"mem_mb": 3000})])  # which changes no cost
+    assert main(["plan", "--study", str(paced.path)]) == 0 and "rehearsed, its" not in capsys.readouterr().out
+    content = yaml.safe_load(paced.path.read_text())
+    content["overrides"].append({"set": {"attack": {"steps": 100}}})
+    paced.path.write_text(yaml.safe_dump(content))
+    assert main(["plan", "--study", str(paced.path)]) == 0
+    assert "is not what was rehearsed, its settings have changed: rehearse it again;" in capsys.readouterr().out
+    assert main(["plan", "--study", str(paced.path), "--write"]) == 2
+    assert "rehearse it again, then --write" in capsys.readouterr().err
 
 
 def test_a_long_training_is_said_to_take_several_jobs(paced):

@@ -210,6 +210,16 @@ def test_judging_in_a_rehearsal_measures_what_everything_costs(small, capsys):
     assert "digits/cnn/psat/eps0.3" in said and "digits/cnn/fat/eps0.3 is not in this: its rehearsal is not" in said
 
 
+def test_what_a_training_computes_in_is_left_behind_before_judging_is_timed(small, monkeypatch):
+    address, real, found = "digits/cnn/psat/eps0.3/seed3", measure.judging, []
+    times = {kind: {"whole": 1.0, "half": 1.0} for kind in ("first", "last")}
+    monkeypatch.setattr(measure, "training", lambda _: torch.set_float32_matmul_precision("high") or times)
+    monkeypatch.setattr(measure, "judging", lambda *a: found.append(torch.get_float32_matmul_precision()) or real(*a))
+    for verb in ("train", "evaluate"):
+        assert main([verb, "--study", str(small.path), "--run", address]) == 0
+    assert found == ["highest"]
+
+
 def test_attacks_that_take_long_are_not_timed_on_whole_blocks(monkeypatch):
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.rand(16, 1, 8, 8)
     monkeypatch.setattr(measure, "SECONDS", 0.0)

@@ -18,7 +18,7 @@ from sat_core.runs.check import check
 from sat_core.study import PROJECT_CONFIG, RunId, Study, defense_names
 from sat_core.study.address import Epsilon
 from sat_core.study.file import DatasetFile, StudyFile
-from sat_core.study.fingerprint import changes, made_of
+from sat_core.study.fingerprint import changes, code, made_of
 
 
 def changed(path: str, value: object) -> dict:
@@ -100,6 +100,15 @@ def test_a_training_is_not_made_of_the_place_of_the_data_nor_of_what_follows_it(
     study["overrides"].append({"set": {"training": {"lr": 0.1}}})
     faster = Study(write_study(study, "third")).run(address)
     assert changes(recorded, faster, "train") == ["training.lr 0.05 -> 0.1"]
+
+
+def test_what_is_made_with_the_packages_public_names_depends_on_where_they_are_from(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("from sat_core import lambda_max\n")
+    assert {"hessian", "hessian.lanczos"} <= set(code(str(mine)))
+    mine.with_name("other.py").write_text("from sat_core import PGD\n")
+    assert set(code(str(mine.with_name("other.py")))) >= {"attacks"}
+    assert "hessian" not in code(str(mine.with_name("other.py")))
 
 
 def test_the_epoch_that_a_share_means_stays_what_it_is():
