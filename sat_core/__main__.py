@@ -149,6 +149,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except SystemExit as error:
+        print(f"error: own code has ended the process: sys.exit({error.code})", file=sys.stderr)
+        return 2
     except (Interrupted, KeyboardInterrupt) as error:
         what = str(error) or "SIGINT: what was finished is kept; run the same again to go on"
         print(f"interrupted: {what}", file=sys.stderr)
@@ -229,6 +232,10 @@ def begin(study: Study, run: Run) -> None:
         from sat_core.runs.train import train
 
         check(study, [run])
+        if run.place is not None:
+            from sat_core.runs.judge import keep
+
+            keep(study)  # before anything else, so that its folder can be told from others
         train(run)
 
 
@@ -322,12 +329,13 @@ def dispatch(options: argparse.Namespace, study: Study, run: Run | None) -> int:
                 raise ConfigError(f"{study.path}: {unknown('dataset', options.dataset, datasets)}")
             prepare(datasets[options.dataset])
         case "accept":
-            refused = []
+            refused, accepted = [], []
             for one in [one for one in study.runs if folder.record_of(one, "train")] if run is None else [run]:
                 try:
-                    print(*(f"{one.id.path}: {accepted}\n" for accepted in folder.accept(one)), sep="", end="")
+                    accepted += [f"{one.id.path}: {change}" for change in folder.accept(one)]
                 except ConfigError as error:
                     refused.append(str(error))
+            print(*accepted or ["nothing to accept: what is finished is of the present code"] * (not refused), sep="\n")
             if refused:
                 raise ConfigError("; ".join(refused))
         case "report":

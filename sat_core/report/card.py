@@ -65,11 +65,11 @@ def loading(run: Run) -> str:
     about = run.network
     given = [json.dumps(about["name"]), *(f"{key}={about[key]}" for key in ("image", "classes", "mean", "std"))]
     file = Path(about["file"] or "").name
-    given += [f"file={json.dumps(file)}"] if file else []
-    arguments = ",\n    ".join(given)
+    given += [f"file={json.dumps(file)},  # whose code this is: put it beside the weights"] if file else []
+    arguments = "\n    ".join(part if "#" in part else f"{part}," for part in given)
     return (
         "```python\nfrom safetensors.torch import load_file\nfrom sat_core import models\n\n"
-        f"model = models.build(\n    {arguments},\n)\n"
+        f"model = models.build(\n    {arguments}\n)\n"
         f'model.load_state_dict(load_file("{folder.WEIGHTS}"))\n'
         "model.eval()  # images float32 (N, C, H, W) in [0, 1] -> logits; it normalises inside\n```"
     )

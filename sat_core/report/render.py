@@ -53,11 +53,11 @@ def markdown(sheet: Sheet) -> str:
 
     names, lines = [], []
     for name, label, line in spread_out(sheet.cells, mark, str):
-        names.append([*name[:-1], f"↳ {label}"] if label else name)
+        names.append([part.replace("|", "\\|") for part in ([*name[:-1], f"↳ {label}"] if label else name)])
         lines.append(line)
     flat = pd.DataFrame([[*name, *line] for name, line in zip(names, lines, strict=True)])
     titles = [" ".join(column) if isinstance(column, tuple) else column for column in sheet.cells.columns]
-    titles = [title.replace("\n", " ") for title in titles]
+    titles = [title.replace("\n", " ").replace("|", "\\|") for title in titles]
     headers = [*([""] * (flat.shape[1] - len(titles) - 1)), "defense", *titles]
     return f"{flat.to_markdown(index=False, headers=headers, disable_numparse=True)}\n\n{sheet.note}\n"
 

@@ -223,6 +223,8 @@ def _folder(root: Path, part: str, data: Data, name: str) -> Images:
     if odd := sorted(set(found["train"]) ^ set(found["test"])):
         raise ConfigError(f"dataset '{name}': class folder '{odd[0]}' is in only one of {root}/train and {root}/test")
     files = [(path, i) for i, label in enumerate(found[part]) for path in sorted((root / part / label).iterdir())]
+    if folders := [path for path, _ in files if path.is_dir() and not path.name.startswith(".")]:
+        raise ConfigError(f"dataset '{name}': {folders[0]} is a folder within a class: images must lie beside it")
     files = [(path, i) for path, i in files if path.is_file()]
     if files and (empty := sorted(set(range(data.classes)) - {i for _, i in files})):
         raise ConfigError(f"dataset '{name}': class folder {root / part / found[part][empty[0]]} holds no images")
@@ -239,7 +241,7 @@ def _decode(files: list[tuple[Path, int]], data: Data, name: str, crop: bool = F
     for i, (path, _) in enumerate(files):
         try:
             with Image.open(path) as file:
-                if file.mode in ("F", "I", "I;16"):
+                if file.mode in ("F", "I") or file.mode.startswith("I;"):
                     raise ConfigError(f"dataset '{name}': {path} is not of 8 bits a channel (mode {file.mode})")
                 image = file.convert("RGB" if channels == 3 else "L")
         except (OSError, SyntaxError) as error:  # so Pillow calls a broken PNG

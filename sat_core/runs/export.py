@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,8 @@ def export(run: Run, out: Path) -> list[Path]:
         raise ConfigError(
             f"{run.folder / folder.IMAGES} is stale ({'; '.join(reasons)}): `evaluate` the run again first"
         )
+    if out.resolve() == run.folder.resolve():
+        raise ConfigError(f"{out} is the run's own folder: name another")
     facts = model_info(run, verdict)
     texts = {
         "model_info.json": json.dumps(facts, indent=2) + "\n",
@@ -60,7 +61,8 @@ def export(run: Run, out: Path) -> list[Path]:
     for name, text in texts.items():
         with atomic(out / name) as file:
             file.write(text)
-    shutil.copyfile(run.folder / folder.IMAGES, out / folder.IMAGES)
+    with atomic(out / folder.IMAGES, "wb") as file:
+        file.write((run.folder / folder.IMAGES).read_bytes())
     for doubt in reservations(run, verdict):
         log.warning("%s", doubt)
     return [out / name for name in ("model.pt", *texts, folder.IMAGES)]
@@ -89,6 +91,8 @@ def reservations(run: Run, verdict: dict[str, Any]) -> list[str]:
     said = [f"judged on {verdict['n']} test images, not {IMAGES}"] if verdict["n"] != IMAGES else []
     if run.data.source not in ("cifar10", "cifar100"):
         said.append(f"the images are of '{run.dataset}' ({run.data.source}); its leaderboards are cifar10, cifar100")
+    if (precision := verdict.get("precision", "float32")) != "float32":
+        said.append(f"judged in {precision}, not float32")
     flags = verdict.get("flags")
     return said + ([f"AutoAttack warns that it may be too kind: {', '.join(flags)}"] if flags else [])
 

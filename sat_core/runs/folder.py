@@ -425,7 +425,7 @@ def accept(run: Run) -> list[str]:
         if other := [reason for reason in reasons if reason not in of_code]:
             raise ConfigError(f"{run.folder / about.record}: only changed code can be accepted, not this: {other[0]}")
         note = {
-            "by": getpass.getuser(),
+            "by": _user(),
             "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "commit": git_commit(),
             "changes": of_code,
@@ -439,6 +439,13 @@ def accept(run: Run) -> list[str]:
         write_json(run.folder / STAGES[stage].record, record)
         _keep(run, stage, record)
     return accepted
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may know no name for its user
+        return f"user {os.getuid()}"
 
 
 def give_up(run: Run, stage: str, error: Hopeless) -> None:

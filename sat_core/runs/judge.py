@@ -13,7 +13,7 @@ from sat_core.runs.files import atomic
 from sat_core.study import Run, Study
 from sat_core.study.address import Epsilon
 
-NAME = "judged"
+NAME, STUDY = "judged", "judge.yaml"
 
 
 def alone(
@@ -23,6 +23,7 @@ def alone(
 
     ``external``: as in a study, its files as seen from the working directory; raises ConfigError as a study does.
     """
+    refuse_what_is_others(out, Path(external["weights"]))
     try:
         Epsilon.parse(epsilon)
     except ValueError as error:
@@ -36,9 +37,19 @@ def alone(
         "external": {NAME: {key: value for key, value in there.items() if value is not None}},
         "overrides": settings,
     }
-    study = Study(out / "judge.yaml", content)
+    study = Study(out / STUDY, content)
     (run,) = study.runs
     return study, run.model_copy(update={"place": out.as_posix()})
+
+
+def refuse_what_is_others(out: Path, weights: Path) -> None:
+    """Raise ConfigError where results would be written over files that are not those of an earlier `judge`."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: {out} is a file; name a folder")
+    if weights.is_file() and out.resolve() == weights.resolve().parent:
+        raise ConfigError(f"--out: {out} holds the weights themselves, {weights}; name another folder")
+    if not (out / STUDY).exists() and out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"--out: {out} holds other files; name a new folder, or one that `judge` has made")
 
 
 def keep(study: Study) -> None:

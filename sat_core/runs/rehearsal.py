@@ -96,8 +96,10 @@ def _of_dataset(name: str, runs: list[Run]) -> list[dict[str, Any]]:
     images = train_images(runs)
     small = {run.id: small_settings(run) for run in runs}
     first, *others = small.values()
-    shared = {
-        section: {key: value for key, value in values.items() if all(s[section].get(key) == value for s in others)}
+    shared = {  # an external, which has no schedule, keeps those of the others from being shared
+        section: {
+            key: value for key, value in values.items() if all(s.get(section, {}).get(key) == value for s in others)
+        }
         for section, values in first.items()
         if section != "options"
     }

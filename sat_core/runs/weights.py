@@ -61,10 +61,11 @@ def fit(path: Path, model: Normalized, name: str, prefix: str | None = None) -> 
             raise ConfigError(f"{path}: {min(left)} is no weight of the network {name}")
         _load(path, model, found)
         return
-    lacking = next(key for key in needed if (prefix or "") + key.removeprefix("network.") not in weights)
+    expected = [(prefix or "") + key.removeprefix("network.") for key in needed]
+    lacking = next(key for key in expected if key not in weights)
     held = ", ".join(list(weights)[:3]) or "nothing"
     raise ConfigError(
-        f"{path} does not fit the network {name}: it lacks {lacking.removeprefix('network.')}, and holds {held}, ..; "
+        f"{path} does not fit the network {name}: it lacks {lacking}, and holds {held}, ..; "
         "where its names begin with something else, say so by `prefix`"
     )
 
@@ -98,6 +99,9 @@ def _prefix(path: Path, weights: Mapping[str, Tensor], needed: list[str], given:
 
 def _load(path: Path, model: nn.Module, found: dict[str, Tensor]) -> None:
     state = model.state_dict()
+    for key, tensor in found.items():
+        if state[key].is_floating_point() and not tensor.is_floating_point():
+            raise ConfigError(f"{path}: {key} holds {str(tensor.dtype).removeprefix('torch.')}, no floating point")
     try:
         model.load_state_dict(
             state | {key: tensor.reshape(_shape(key, tensor, state)) for key, tensor in found.items()}

@@ -111,6 +111,12 @@ class Study:
                         raise ConfigError(f"{place}: {unknown(axis, value, there[axis])}")
             if not any(override.where.matches(id, self.base_defense(id.defense)) for id in ids):
                 raise ConfigError(f"{place}: none has all of it at once")
+            touched = {id.defense for id in ids if override.where.matches(id, self.base_defense(id.defense))}
+            trained_by = sorted({"training", "options"} & override.set.model_fields_set)
+            if trained_by and touched <= set(self.externals):
+                raise ConfigError(
+                    f"{path}: overrides.{i}.set.{trained_by[0]}: of {', '.join(sorted(touched))}, not trained here"
+                )
 
     @cached_property
     def _resources(self) -> list[Override]:
@@ -191,6 +197,9 @@ class Study:
                 merged = merge(merged, override.set.model_dump(exclude_unset=True))
         if id.defense in self.file.variants:
             merged["options"] = merge(merged["options"], self.file.variants[id.defense].options)
+            for override in self.file.overrides:  # what is said of the variant itself comes after its own
+                if override.where.matches(id, defense) and id.defense in (override.where.defense or ()):
+                    merged["options"] = merge(merged["options"], override.set.options)
         identity = {axis: getattr(id, axis) for axis in AXES}
         merged |= {"defense_file": self.defense_files.get(defense), "model_file": self.model_files.get(id.model)}
         if (external := self.externals.get(id.defense)) is not None:  # it has no epochs, and one set of weights

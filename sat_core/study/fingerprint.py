@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_core import __version__
+from sat_core.errors import ConfigError
 from sat_core.study.external import ROBUSTBENCH
 from sat_core.study.run import Run
 
@@ -31,6 +33,8 @@ STAGES: dict[str, tuple[str, ...]] = {
 """What is done for a run -> the settings that its result depends on, beside what it is made from."""
 CHANGES_NOTHING = {"train": ("data.root", "training.tensorboard"), "evaluate": ("evaluation.shards",)}
 """Settings in those sections that change no number. Of ``resources``, ``threads`` does."""
+SAYING = ("print", *(f"log.{level}" for level in ("debug", "info", "warning", "error", "exception", "critical")))
+"""Statements of these compute nothing, either."""
 COMPUTES_NOTHING = {
     *("errors", "fields", "runs.files", "runs.folder", "runs.checkpoint", "runs.data"),
     *("runs.heartbeat", "runs.judging"),
@@ -126,11 +130,26 @@ def _file(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+def _parsed(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as Python: {error}") from None
+
+
 @cache
 def _imports(path: Path) -> list[str]:
-    """The modules of this package that a file imports with ``from sat_core.x import ...``, or by its public names."""
+    """The modules of this package that a file imports, also by its public names; of someone's own its neighbours, too.
+
+    These lie in the working directory or in the project, from where alone they can be imported.
+    """
     names = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_parsed(path)):
+        if isinstance(node, ast.Import):
+            ours = [alias.name.removeprefix("sat_core.") for alias in node.names if alias.name.startswith("sat_core.")]
+            names += [name for name in ours if _file(name).exists()]
+        if not path.is_relative_to(PACKAGE):
+            names += _neighbours(node)
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sat_core"):
             below = node.module.removeprefix("sat_core").lstrip(".")
             names += [below] if below else []
@@ -138,6 +157,22 @@ def _imports(path: Path) -> list[str]:
             names += [name for name in submodules if _file(name).is_file()]
             names += [] if below else [_homes()[alias.name] for alias in node.names if alias.name in _homes()]
     return names
+
+
+def _neighbours(node: ast.AST) -> list[str]:
+    """The files that a statement imports which are no installed package's, as seen from the working directory."""
+    if isinstance(node, ast.Import):
+        modules = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    else:
+        return []
+    parts = [module.split(".") for module in modules if module.split(".")[0] != "sat_core"]
+    steps = [one[: i + 1] for one in parts for i in range(len(one))]
+    homes = [Path.cwd(), *([PACKAGE.parent] if (PACKAGE.parent / "pyproject.toml").exists() else [])]
+    places = [Path(home, *step) for step in steps for home in homes]
+    found = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
+    return [Path(os.path.relpath(file)).as_posix() for file in dict.fromkeys(found)]
 
 
 @cache
@@ -155,7 +190,7 @@ def _homes() -> dict[str, str]:
 
 @cache
 def _hash(path: Path) -> str:
-    tree = _WithoutText().visit(ast.parse(path.read_text(encoding="utf-8")))
+    tree = _WithoutText().visit(_parsed(path))
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
 
 
@@ -165,7 +200,7 @@ class _WithoutText(ast.NodeTransformer):
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         value = node.value
         is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
-        is_log = isinstance(value, ast.Call) and ast.unparse(value.func).startswith(("log.", "print"))
+        is_log = isinstance(value, ast.Call) and ast.unparse(value.func) in SAYING
         return None if is_text or is_log else self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import yaml
 from formats import write_cifar, write_imagenette
 from helpers import MADRY, PSAT, TINY
 from PIL import Image
@@ -120,6 +121,18 @@ def test_a_folder_with_one_class_is_refused_before_work(folder_study, tmp_path):
     study = folder_study(root="single")
     with pytest.raises(ConfigError, match="single/train must hold a folder for each of four or more classes"):
         check(study, study.runs)
+
+
+def test_folders_within_a_class_and_more_images_than_there_are_get_a_sentence(folder_study, tmp_path):
+    content = yaml.safe_load(folder_study().path.read_text())
+    content["overrides"] = [*content.get("overrides", []), {"set": {"evaluation": {"images": 17}}}]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    study = Study("tiny.yaml")
+    with pytest.raises(ConfigError, match=r"evaluation.images asks for 17, but there are only 16"):
+        check(study, study.runs)
+    (tmp_path / "pictures/train/cat/more").mkdir()
+    with pytest.raises(ConfigError, match="pictures/train/cat/more is a folder within a class"):
+        prepare(folder_study().runs[0])
 
 
 def test_train_and_test_must_have_the_same_classes(folder_study, tmp_path):

@@ -127,6 +127,8 @@ def test_what_cannot_leave_gets_its_sentence(judged, monkeypatch):
     content["overrides"].append({"set": {"evaluation": {"seed": 7}}})
     judged.path.write_text(yaml.safe_dump(content))
     monkeypatch.setitem(export.OURS, "cnn", None)
+    with pytest.raises(ConfigError, match="is the run's own folder: name another"):
+        export.export(run, run.folder)
     with pytest.raises(
         ConfigError, match=r"autoattack.csv is stale \(evaluation.seed 0 -> 7\): `evaluate` the run again"
     ):

@@ -11,14 +11,15 @@ import pyautoattack
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from helpers import TINY, folder_of_images
 from safetensors.torch import save_file
 from torch import nn
 
-from sat_core import plugins
+from sat_core import models, plugins
 from sat_core.__main__ import main
 from sat_core.errors import ConfigError, Interrupted
-from sat_core.runs import external, folder, weights
+from sat_core.runs import external, folder, rehearsal, weights
 from sat_core.runs.check import check
 from sat_core.runs.data import load
 from sat_core.runs.files import read_json, write_json
@@ -156,7 +157,7 @@ class Hostile:
             "fc.bias holds numbers that are",
         ),
         (lambda net: {"a": net.state_dict(), "b": net.state_dict()}, {}, r"choose by `prefix`: a\., b\."),
-        (lambda net: net.state_dict(), {"prefix": "ema."}, "does not fit the network build: it lacks conv.weight"),
+        (lambda net: net.state_dict(), {"prefix": "ema."}, "the network build: it lacks ema.conv.weight"),
         (lambda net: net.state_dict(), {"model": "networks.py:bild"}, "unknown function 'bild'; did you mean 'build'"),
         (lambda net: net.state_dict(), {"model": "other.py:build"}, "other.py: cannot be read: No such file"),
         (lambda net: net.state_dict(), {"model": "networks.py"}, "is not FILE.py:FUNCTION"),
@@ -329,6 +330,55 @@ def test_the_network_in_autoattacks_wheel_gets_autoattacks_own_verdict(write_stu
     _, rows = folder.judged(run)
     assert rows["label"].tolist() == rows["prediction"].tolist() == y.tolist()
     assert (rows["broken_by"] == "").tolist() == right.tolist()
+
+
+@pytest.mark.parametrize(
+    "out, said",
+    [
+        (".", "--out: . holds the weights themselves, w.pt; name another folder"),
+        ("", "--out: . holds the weights themselves"),
+        ("w.pt", "--out: w.pt is a file; name a folder"),
+        ("lab", "--out: lab holds other files; name a new folder, or one that `judge` has made"),
+    ],
+)
+def test_judge_writes_over_nothing_that_is_not_its_own(net, study, capsys, out, said):
+    study(net.state_dict())
+    Path("lab/README.md").parent.mkdir(exist_ok=True)
+    Path("lab/README.md").write_text("mine")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    ask = ["judge", "--model", "networks.py:build", "--weights", "w.pt", "--dataset", "digits", "--epsilon", "0.01"]
+    assert main([*ask, "--images", "5", "--out", out]) == 2
+    assert said in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_a_training_of_what_is_not_trained_here_is_refused_and_a_mixed_study_can_be_rehearsed(net, study, write_study):
+    content = yaml.safe_load(study(net.state_dict()).path.read_text())
+    content["tables"]["digits"] |= {"models": ["cnn"], "defenses": ["stranger", "madry"]}
+    mixed = Study(rehearsal.write(Study(write_study(content))))
+    check(mixed, mixed.runs)
+    assert [run.evaluation.iterations for run in mixed.runs] == [10, 10]
+    assert {run.defense: run.training.epochs for run in mixed.runs}["madry"] == 2
+    content["overrides"].append({"where": {"defense": "stranger"}, "set": {"training": {"epochs": 7}}})
+    with pytest.raises(ConfigError, match=r"overrides.1.set.training: of stranger, not trained here"):
+        Study(write_study(content)).runs  # noqa: B018
+
+
+def test_weights_that_are_no_floating_point_are_refused(net, tmp_path):
+    weights_file = tmp_path / "int.safetensors"
+    model = models.build("cnn", image=(1, 8, 8), classes=10, mean=[0.0], std=[1.0])
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file({name: (50 * tensor).to(torch.int8) for name, tensor in state.items()}, weights_file)
+    with pytest.raises(ConfigError, match="holds int8, no floating point"):
+        weights.fit(weights_file, model, "cnn")
+
+
+def test_what_an_external_lacks_is_named_with_its_prefix(net, tmp_path):
+    path = tmp_path / "w.safetensors"
+    model = models.build("cnn", image=(1, 8, 8), classes=10, mean=[0.0], std=[1.0])
+    save_file({f"ema.{name}": tensor for name, tensor in net.state_dict().items()}, path)
+    with pytest.raises(ConfigError, match=r"it lacks other\..*, and holds ema"):
+        weights.fit(path, model, "cnn", "other.")
 
 
 def test_a_signal_while_weights_are_read_is_no_fault_of_theirs(tmp_path, monkeypatch):

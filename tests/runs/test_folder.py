@@ -127,6 +127,7 @@ def test_code_can_be_accepted_on_record_and_settings_cannot(judged, monkeypatch,
     assert main(["accept", "--study", "tiny.yaml"]) == 0
     assert f"{PSAT}: train: sat_core/attacks.py changed" in capsys.readouterr().out
     assert not folder.why_again(run, "train") and not folder.why_again(run, "evaluate")
+    assert main(["accept", "--study", "tiny.yaml"]) == 0 and "nothing to accept" in capsys.readouterr().out
     (note,) = read_json(run.folder / "run.json")["accepted"]
     assert note["changes"] == ["sat_core/attacks.py changed"] and note["by"] and note["at"] and "commit" in note
     assert note["now"]["attacks"] == "of tomorrow" != note["before"]["attacks"]

@@ -54,6 +54,11 @@ def test_a_variant_is_a_row_with_the_options_of_what_it_varies(write_study):
     del study["overrides"][1]  # P-SAT's
     run = Study(write_study(study)).run("digits/cnn/trades-mean/eps0.3/seed0")
     assert (run.defense, run.base, run.options) == ("trades-mean", "trades", {"beta": 1, "reduction": "mean"})
+    study["variants"]["trades-mean"]["options"]["beta"] = 3
+    study["overrides"].append({"where": {"defense": "trades-mean"}, "set": {"options": {"beta": 9}}})
+    study["overrides"].append({"where": {"defense": "trades"}, "set": {"options": {"beta": 5}}})
+    betas = [run.options["beta"] for run in Study(write_study(study)).runs]
+    assert betas == [5, 9]  # what is said of the variant by name is the last word on it
 
 
 def test_what_a_study_that_extends_another_says_comes_last(write_study, tiny_study):

@@ -1,6 +1,7 @@
 """One's own defenses and networks: files beside the study, which nothing else depends on."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ import torch
 from helpers import MADRY, PSAT, TINY, Project, jobs, run_epoch
 
 from sat_core import plugins
+from sat_core.__main__ import main
 from sat_core.errors import ConfigError
 from sat_core.runs import folder
 from sat_core.runs.check import check
 from sat_core.runs.trainer import Trainer
-from sat_core.study import Study
+from sat_core.study import Study, fingerprint
 
 MINE = '''
 """Two defenses and a network of mine."""
@@ -48,6 +50,17 @@ def linear(image, classes):
     channels, height, width = image
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes))
 '''
+
+
+OUTER_LOSS = """
+def _(self, batch, found):
+    return nn.functional.cross_entropy(batch.model(found.x), batch.y, reduction="none")
+
+
+Noisy.outer_loss = _
+
+
+class _Helper"""
 
 
 @pytest.fixture
@@ -103,6 +116,110 @@ def test_a_plugin_that_will_not_do_gets_its_sentence(mine, write_study, change, 
     with pytest.raises(ConfigError, match=message):
         study = Study(write_study(mine))
         check(study, study.runs)
+
+
+@pytest.mark.parametrize(
+    "mistake, message",
+    [
+        (("return Perturbation(x, batch.y.new_zeros(len(x)))", "return x"), "perturb gives Tensor, not a Perturbation"),
+        (("return Perturbation(x, ", "return Perturbation(x + 5, "), r"images \(4, 1, 8, 8\) from 5.* within 0 and 1"),
+        (("def perturb(self, batch)", "def perturb(self, batch, more)"), "'noisy' cannot take a step .*: TypeError"),
+        (("def linear(image, classes)", "def linear(classes, image)"), "model 'linear' does not run: TypeError"),
+        (("batch.y[iterate.rows]) / 2", "batch.y[iterate.rows]) * torch.nan"), r"difficulty is \[nan, nan"),
+        (("batch.y[iterate.rows]) / 2", "batch.y[iterate.rows]) + 1"), "its range ends at 1"),
+        (("class _Helper", OUTER_LOSS), r"outer_loss gives \(4,\): a scalar"),
+        (("from torch import nn", "import sys, torch\nfrom torch import nn\nsys.exit(0)"), "has ended the process"),
+    ],
+)
+def test_a_mistake_in_own_code_is_a_sentence_before_any_work(mine, write_study, capsys, mistake, message):
+    plugins.read.cache_clear()
+    plugins.load.cache_clear()
+    write(MINE.replace("from torch import nn", "import torch\nfrom torch import nn").replace(*mistake))
+    assert main(["check", "--study", str(write_study(mine))]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+NETWORKS = '''
+"""What H-SAT cannot look into, and what it can."""
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes, order):
+        super().__init__()
+        for name in order:
+            layer = nn.Linear(256, classes) if name == "head" else nn.Conv2d(1, 4, 3, padding=1)
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().flatten(1))
+
+
+def swapped(image, classes):
+    return Net(classes, ["head", "conv"])
+
+
+def spare(image, classes):
+    return Net(classes, ["conv", "head", "unused"])
+
+
+def pooled(image, classes):
+    return nn.Sequential(nn.Conv2d(1, classes, 8), nn.Flatten())
+
+
+def good(image, classes):
+    return Net(classes, ["conv", "head"])
+
+
+def grouped(image, classes):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, classes))
+'''
+
+
+@pytest.mark.parametrize(
+    "network, metric, message",
+    [
+        ("swapped", "classifier", "not Conv2d made and Linear called last"),
+        ("spare", "classifier", "not Conv2d made and Linear called last"),
+        ("pooled", "classifier", "not Conv2d made and Conv2d called last"),
+        ("grouped", "gauss_newton", "cannot take a step with model 'grouped': ValueError: no per-sample gradient norm"),
+        ("good", "classifier", ""),
+        ("good", "gauss_newton", ""),
+        ("grouped", "classifier", ""),
+    ],
+)
+def test_hsat_says_before_any_work_where_it_cannot_look_into_a_network(write_study, capsys, network, metric, message):
+    Path("nets.py").write_text(NETWORKS)
+    study = copy.deepcopy(TINY) | {"plugins": ["nets.py"]}
+    study["tables"]["digits"] |= {"models": [network], "defenses": ["hsat"]}
+    study["overrides"][1] = {"set": {"options": {"metric": metric, "curriculum": {"kind": "steps", "epochs": [0, 1]}}}}
+    assert main(["check", "--study", str(write_study(study))]) == (2 if message else 0)
+    assert message in capsys.readouterr().err
+
+
+def test_what_a_plugin_imports_from_the_project_counts_too(mine, write_study):
+    Path("lab/scale.py").write_text("from lab.deep import half\nlog = [2]\n")
+    Path("lab/deep.py").write_text("half = 0.5\n")
+    write(MINE + "import lab.scale\nlab.scale.log.append(3)\nimport sat_core.awp\n")
+    known = (fingerprint.code, fingerprint._hash, fingerprint._imports)
+
+    def forget():
+        for one in known:
+            one.cache_clear()
+
+    forget()
+    study = Study(write_study(mine))
+    run = study.run("digits/cnn/noisy/eps0.3/seed0")
+    code = folder.present(run, "train")["code"]
+    assert {"lab/mine.py", "lab/scale.py", "lab/deep.py", "awp"} <= set(code)
+    assert "lab/scale.py" not in folder.present(study.run(PSAT), "train")["code"]
+    Path("lab/deep.py").write_text("half = 0.25\n")
+    forget()
+    assert fingerprint.changed_code(code, folder.present(run, "train")["code"]) == ["lab/deep.py changed"]
+    Path("lab/deep.py").write_text("half =\n")
+    forget()
+    with pytest.raises(ConfigError, match=r"lab/deep.py: cannot be read as Python"):
+        folder.present(run, "train")
 
 
 @pytest.mark.parametrize(("mistake", "shape"), [(".mean()", r"\(\)"), ("[:, None]", r"\(64, 1\)")])

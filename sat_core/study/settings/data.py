@@ -37,7 +37,8 @@ class Data(Frozen):
             train = Path(str(data.get("root", "data")), "train").expanduser()
             found = sorted(path.name for path in train.iterdir() if path.is_dir()) if train.is_dir() else []
             if len(found) < 4:
-                raise ValueError(f"{train} must hold a folder for each of four or more classes, it holds {found}")
+                wanted = "a folder for each of four or more classes"
+                raise ValueError(f"{train} must hold {wanted}, it holds {found}; or say data.classes")
             return {**data, "classes": len(found)}
         return data
 
