@@ -149,9 +149,6 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except SystemExit as error:
-        print(f"error: own code has ended the process: sys.exit({error.code})", file=sys.stderr)
-        return 2
     except (Interrupted, KeyboardInterrupt) as error:
         what = str(error) or "SIGINT: what was finished is kept; run the same again to go on"
         print(f"interrupted: {what}", file=sys.stderr)

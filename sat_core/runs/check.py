@@ -52,6 +52,9 @@ def check(study: Study, runs: Iterable[Run]) -> None:
             check_extras(run)
         except ConfigError as error:
             raise ConfigError(f"{study.path}, {run.id.path}: {error}") from None
+        except SystemExit as error:
+            told = f"one's own code has ended the process: sys.exit({error.code})"
+            raise ConfigError(f"{study.path}, {run.id.path}: {told}") from None
         seen |= {network, defense, both}
 
 

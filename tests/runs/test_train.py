@@ -40,7 +40,12 @@ def test_a_signal_at_any_step_costs_nothing(judged, monkeypatch, steps):
     assert results(run) == whole
 
 
-@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def _lost(run, path):
+    path.unlink()
+    (run.folder / folder.KEPT / path.relative_to(run.folder)).unlink()
+
+
+@pytest.mark.parametrize("spoil", [_lost, lambda _, path: path.write_bytes(path.read_bytes()[:-1])])
 def test_a_finished_training_whose_snapshot_is_spoilt_begins_anew(write_study, monkeypatch, spoil, caplog):
     content = copy.deepcopy(TINY)
     content["overrides"].append({"set": {"training": {"snapshots": 1}}})
@@ -53,7 +58,7 @@ def test_a_finished_training_whose_snapshot_is_spoilt_begins_anew(write_study, m
     snapshot = run.folder / run.training.snapshot(1)
     kept, whole = snapshot.read_bytes(), results(run)
     assert "begins anew" not in caplog.text and run.training.snapshot(1) in folder.record_of(run, "train")["files"]
-    spoil(snapshot)
+    spoil(run, snapshot)
     (run.folder / "history.csv").unlink()  # what is lost otherwise comes from the checkpoint
     train(run)
     assert "training begins anew, as no checkpoint holds it" in caplog.text
