@@ -332,7 +332,8 @@ def dispatch(options: argparse.Namespace, study: Study, run: Run | None) -> int:
                     accepted += [f"{one.id.path}: {change}" for change in folder.accept(one)]
                 except ConfigError as error:
                     refused.append(str(error))
-            print(*accepted or ["nothing to accept: what is finished is of the present code"] * (not refused), sep="\n")
+            if accepted or not refused:
+                print(*accepted or ["nothing to accept: what is finished is of the present code"], sep="\n")
             if refused:
                 raise ConfigError("; ".join(refused))
         case "report":

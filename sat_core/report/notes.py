@@ -68,11 +68,11 @@ def missing(table: Table, rows: pd.DataFrame) -> str:
     there = Counter(zip(rows["model"], rows["defense"], rows["epsilon"], strict=True))
     fewer = [cell for cell in asked if 0 < there[cell] < asked[cell]]
     model = len(table.networks) > 1
-    told = [f"{f'{m}, ' * model}{d}, ε = {e}: {there[m, d, e]} of {asked[m, d, e]}" for m, d, e in fewer[:FEWER]]
-    told += [f"and {len(fewer) - FEWER} cells more"] if len(fewer) > FEWER else []
+    told = [f"{f'{m}, ' * model}{d}, ε = {e} ({there[m, d, e]} of {asked[m, d, e]})" for m, d, e in fewer[:FEWER]]
+    told += [f"and {len(fewer) - FEWER} more"] if len(fewer) > FEWER else []
     holes = f", marked {MISSING}" if any(not there[cell] for cell in asked) else ""
     said = f"{lacking} of {all_} runs {'is' if lacking == 1 else 'are'} missing{holes}."
-    return f"{said} Seeds of cells that have some: {'; '.join(told)}." if told else said
+    return f"{said} Cells of fewer seeds: {'; '.join(told)}." if told else said
 
 
 def standing(rows: pd.DataFrame) -> str:

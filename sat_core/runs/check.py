@@ -114,7 +114,7 @@ def check_step(run: Run) -> None:
 
 def _check_inside(defense: defenses.Defense, batch: defenses.Batch) -> None:
     """What a defense asks of the network, and a difficulty of its own."""
-    if getattr(defense, "metric", None) == "classifier":
+    if defense.looks_inside and getattr(defense, "metric", None) == "classifier":
         layers = parametric_layers(batch.model)
         with capture(*layers) as seen:
             batch.model(batch.x)

@@ -117,7 +117,7 @@ def test_a_cell_with_fewer_seeds_is_named_where_no_line_tells(judged):
     paper, *others = sheets(Study(judged.path))
     assert "mean over up to 2 seeds" in paper.note
     for sheet in (paper, *others):
-        assert "1 of 4 runs is missing. Seeds of cells that have some: psat, ε = 0.3: 1 of 2." in sheet.note
+        assert "1 of 4 runs is missing. Cells of fewer seeds: psat, ε = 0.3 (1 of 2)." in sheet.note
 
 
 def test_a_trivial_run_is_never_the_best(judged):
