@@ -184,10 +184,8 @@ def asked(options: argparse.Namespace) -> tuple[Study, Run | None]:
 def judge(study: Study, run: Run) -> None:
     """Bring the network in, judge it, write its card and print that."""
     from sat_core.report.card import write_card
-    from sat_core.runs.judge import keep
 
     begin(study, run)
-    keep(study)
     finish(study, run, "evaluate")
     write_card(run)
     print((run.folder / folder.CARD).read_text(encoding="utf-8"))
@@ -223,16 +221,22 @@ def done(run: Run, stage: str) -> bool:
 
 
 def begin(study: Study, run: Run) -> None:
-    """Train a run, or bring in one that was trained elsewhere, unless it is complete."""
-    if not done(run, "train"):
+    """Train a run, or bring in one that was trained elsewhere, unless it is complete.
+
+    A folder of its own holds what was asked before anything else, so that it can be told from others.
+    """
+    complete = done(run, "train")
+    if not complete:
         from sat_core.runs.check import check
-        from sat_core.runs.train import train
 
         check(study, [run])
-        if run.place is not None:
-            from sat_core.runs.judge import keep
+    if run.place is not None:
+        from sat_core.runs.judge import keep
 
-            keep(study)  # before anything else, so that its folder can be told from others
+        keep(study)
+    if not complete:
+        from sat_core.runs.train import train
+
         train(run)
 
 

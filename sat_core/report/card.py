@@ -63,10 +63,10 @@ def accuracies(run: Run, row: dict[str, Any]) -> str:
 def loading(run: Run) -> str:
     """A few lines of Python that load it."""
     about = run.network
-    given = [json.dumps(about["name"]), *(f"{key}={about[key]}" for key in ("image", "classes", "mean", "std"))]
+    given = [f"{json.dumps(about['name'])},", *(f"{key}={about[key]}," for key in ("image", "classes", "mean", "std"))]
     file = Path(about["file"] or "").name
     given += [f"file={json.dumps(file)},  # whose code this is: put it beside the weights"] if file else []
-    arguments = "\n    ".join(part if "#" in part else f"{part}," for part in given)
+    arguments = "\n    ".join(given)
     return (
         "```python\nfrom safetensors.torch import load_file\nfrom sat_core import models\n\n"
         f"model = models.build(\n    {arguments}\n)\n"

@@ -46,20 +46,21 @@ def misfits(cells: list[Cell], limits: dict[str, Any]) -> list[Misfit]:
 
 def _jobs(cells: list[Cell], limits: dict[str, Any]) -> list[Misfit]:
     first, found, all_needed = cells[0].runs[0], [], needed_by(cells)
+    name = f"{first.dataset}/{first.model}"
     for key, needed in all_needed.items():
         least = min(getattr(run.resources, key) for cell in cells for run in cell.runs)
         if least < needed or least > LOOSE * needed:
             much = "more than" if least < needed else "far less than"
-            said = f"{first.dataset}/{first.model}: {key} {least}, but {much} that is needed: {needed}"
+            said = f"{name}: {key} {least}, but {much} that is needed: {needed}"
             found.append(Misfit(first.dataset, first.model, said, {key: needed}))
     most, minutes = limits.get("max_minutes"), all_needed["train_minutes"]
     if most and minutes > most:
         turns = math.ceil(minutes / most)
-        said = f"{first.dataset}/{first.model}: a training takes up to {minutes} minutes, which is {turns} jobs of the "
+        said = f"{name}: a training takes up to {minutes} minutes, which is {turns} jobs of the "
         found.append(Misfit(first.dataset, first.model, f"{said}{most} that the profile allows; it goes on by itself"))
     for key, limit in (("evaluate_minutes", "max_minutes"), ("mem_mb", "max_mem_mb")):
         if limits.get(limit) and all_needed[key] > limits[limit]:
-            said = f"{first.dataset}/{first.model}: {key} {all_needed[key]}, but the profile allows {limits[limit]}"
+            said = f"{name}: {key} {all_needed[key]}, but the profile allows {limits[limit]}"
             found.append(Misfit(first.dataset, first.model, f"{said} ({limit}): raise that, if the site does"))
     return found
 

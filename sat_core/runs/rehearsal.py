@@ -19,7 +19,6 @@ from sat_core.runs.data import count_images, rarest_share
 from sat_core.runs.files import atomic
 from sat_core.study import Run, RunId, Study
 from sat_core.study.external import ROBUSTBENCH, External
-from sat_core.study.reading import read_yaml
 
 EPOCHS, BATCHES, IMAGES, ITERATIONS = 2, 2, 8, 10
 """Of a training; of the real size, in an epoch; for AutoAttack, and for curvature and planes twice as many; of each of
@@ -28,16 +27,20 @@ AutoAttack's attacks, which on images that stand makes 13,000 passes otherwise."
 
 def write(study: Study) -> Path:
     """Write the rehearsal of a study, unless it is there as it should be; returns its file."""
-    path, text = study.rehearsal_file, yaml.safe_dump(rehearsal(study), sort_keys=False, width=110)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        with atomic(path) as file:
-            file.write(text)
-    return path
+    if not is_current(study):
+        with atomic(study.rehearsal_file) as file:
+            file.write(_text(study))
+    return study.rehearsal_file
 
 
 def is_current(study: Study) -> bool:
     """Whether the rehearsal that there is is of the study as it stands now."""
-    return bool(read_yaml(study.rehearsal_file) == yaml.safe_load(yaml.safe_dump(rehearsal(study))))
+    path = study.rehearsal_file
+    return path.exists() and path.read_text(encoding="utf-8") == _text(study)
+
+
+def _text(study: Study) -> str:
+    return yaml.safe_dump(rehearsal(study), sort_keys=False, width=110)
 
 
 def rehearsal(study: Study) -> dict[str, Any]:

@@ -109,9 +109,9 @@ class Study:
                 for value in wanted or ():
                     if str(value) not in there[axis]:
                         raise ConfigError(f"{place}: {unknown(axis, value, there[axis])}")
-            if not any(override.where.matches(id, self.base_defense(id.defense)) for id in ids):
-                raise ConfigError(f"{place}: none has all of it at once")
             touched = {id.defense for id in ids if override.where.matches(id, self.base_defense(id.defense))}
+            if not touched:
+                raise ConfigError(f"{place}: none has all of it at once")
             trained_by = sorted({"training", "options"} & override.set.model_fields_set)
             if trained_by and touched <= set(self.externals):
                 raise ConfigError(
