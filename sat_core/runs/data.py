@@ -260,7 +260,7 @@ def count_images(run: Run) -> tuple[int, int]:
     """Training and test images of a run's dataset; those of a folder are counted. Raises ConfigError."""
     if run.data.source in PUBLIC:
         return PUBLIC[run.data.source]
-    train, test = (_count(f"{run.data.root}/{part}") for part in ("train", "test"))
+    train, test = (_count(Path(run.data.root, part).absolute()) for part in ("train", "test"))
     if not train or not test:
         raise ConfigError(
             f"{run.dataset}: there are no images under {run.data.root}/train and {run.data.root}/test to count"
@@ -277,5 +277,5 @@ def rarest_share(run: Run) -> float:
 
 
 @cache
-def _count(folder: str) -> int:
-    return sum(1 for _ in Path(folder).glob("*/*"))
+def _count(folder: Path) -> int:
+    return sum(1 for _ in folder.glob("*/*"))
