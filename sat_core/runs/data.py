@@ -260,7 +260,7 @@ def count_images(run: Run) -> tuple[int, int]:
     """Training and test images of a run's dataset; those of a folder are counted. Raises ConfigError."""
     if run.data.source in PUBLIC:
         return PUBLIC[run.data.source]
-    train, test = (_count(Path(run.data.root, part).absolute()) for part in ("train", "test"))
+    train, test = (sum(_in_each_class(Path(run.data.root, part).absolute())) for part in ("train", "test"))
     if not train or not test:
         raise ConfigError(
             f"{run.dataset}: there are no images under {run.data.root}/train and {run.data.root}/test to count"
@@ -272,10 +272,11 @@ def rarest_share(run: Run) -> float:
     """The rarest class's share of a dataset's training images; those of public ones are about equally many."""
     if run.data.source != "folder":
         return 1 / run.data.classes
-    found = [len(list(path.iterdir())) for path in Path(run.data.root, "train").iterdir() if path.is_dir()]
+    found = _in_each_class(Path(run.data.root, "train").absolute())
     return min(found) / max(1, sum(found))
 
 
 @cache
-def _count(folder: Path) -> int:
-    return sum(1 for _ in folder.glob("*/*"))
+def _in_each_class(folder: Path) -> list[int]:
+    """Images in each class folder, counted once a process."""
+    return [sum(1 for _ in path.iterdir()) for path in folder.glob("*") if path.is_dir()]

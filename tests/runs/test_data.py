@@ -17,7 +17,7 @@ from sat_core.__main__ import main
 from sat_core.errors import ConfigError
 from sat_core.runs import folder, images
 from sat_core.runs.check import check
-from sat_core.runs.data import _checked, load, prepare
+from sat_core.runs.data import _checked, count_images, load, prepare, rarest_share
 from sat_core.runs.images import Images
 from sat_core.study import Study
 from sat_core.study.settings import Data
@@ -133,6 +133,15 @@ def test_folders_within_a_class_and_more_images_than_there_are_get_a_sentence(fo
     (tmp_path / "pictures/train/cat/more").mkdir()
     with pytest.raises(ConfigError, match="pictures/train/cat/more is a folder within a class"):
         prepare(folder_study().runs[0])
+
+
+def test_folders_of_one_name_in_two_places_are_counted_apart(folder_study, tmp_path, monkeypatch):
+    run = one_run(folder_study())
+    assert (count_images(run), rarest_share(run)) == ((80, 16), 1 / 4)
+    for part, counts in (("train", (5, 6, 7, 2)), ("test", (1, 1, 1, 1))):
+        write_images(tmp_path / "other/pictures" / part, dict(zip(("cat", "dog", "emu", "fox"), counts, strict=True)))
+    monkeypatch.chdir(tmp_path / "other")
+    assert (count_images(run), rarest_share(run)) == ((20, 4), 1 / 10)
 
 
 def test_train_and_test_must_have_the_same_classes(folder_study, tmp_path):
