@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -118,14 +118,14 @@ class Evidence:
         found = self.published(defense, epsilon)
         return pair(**found, digits=2) if found else SHORT_OF
 
-    def rank(self, epsilon: str, accuracy: str = "robust") -> tuple[float, int]:
-        """Spearman's correlation of our column with the paper's over the defenses that both have, and their number."""
+    def rank(self, epsilon: str, accuracy: str = "robust") -> dict[str, float]:
+        """Spearman's correlation of our column with the paper's over the defenses that both have, as :func:`ranks`."""
         both = [
             (self.mean(defense, epsilon, accuracy), theirs[accuracy])
             for defense in self.table.defenses
             if (theirs := self.published(defense, epsilon)) and self.seeds(defense, epsilon)
         ]
-        return float(stats.spearmanr(*zip(*both, strict=True)).statistic), len(both)
+        return ranks(*zip(*both, strict=True))
 
     def right(self, defense: str, epsilon: str, accuracy: str) -> pd.DataFrame:
         """Whether each test image is answered rightly, clean or under every attack: a row an image, a column a seed."""
@@ -144,10 +144,15 @@ class Evidence:
         return set(self.cell(first, epsilon)["seed"]) & set(self.cell(second, epsilon)["seed"])
 
     def compared(self, pairs: list[tuple[str, str]]) -> pd.DataFrame:
-        """A row a pair, epsilon and accuracy: as :meth:`against`, and ``p_holm``, corrected for all of these rows."""
+        """A row a pair, epsilon and accuracy: as :meth:`against`, and ``p_holm``, corrected for all of these rows.
+
+        ``counts``: more than one seed, and no network that is trivial.
+        """
         rows = [
             {"epsilon": epsilon, "first": first, "second": second, "accuracy": accuracy}
-            | self.against(first, second, epsilon, accuracy)
+            | (found := self.against(first, second, epsilon, accuracy))
+            | {"trivial": (trivial := any(self.trivial(name, epsilon)[0] for name in (first, second)))}
+            | {"counts": found["seeds"] > 1 and not trivial}
             for epsilon in self.epsilons
             for first, second in pairs
             for accuracy in ("robust", "clean")
@@ -157,20 +162,20 @@ class Evidence:
         return frame.assign(p_holm=holm(frame["p"].to_numpy())) if rows else frame
 
     def shown(self, compared: pd.DataFrame) -> str:
-        """A row a pair and epsilon, bold where it is significant and of more than one seed."""
+        """A row a pair and epsilon, bold where it is significant and counts."""
         rows = []
         for (epsilon, first, second), found in compared.groupby(["epsilon", "first", "second"], sort=False):
-            row = {"epsilon": epsilon, "pair": f"{first} – {second}"}
+            row = {"epsilon": epsilon, "pair": f"{first} – {second}{' (t)' if found['trivial'].any() else ''}"}
             for one in found.itertuples():
                 text = interval(one._asdict())
-                row[one.accuracy] = f"**{text}**" if one.p_holm < LEVEL and one.seeds > 1 else text
-                row[f"p, {one.accuracy}"] = p_value(one.p_holm) if one.seeds > 1 else f"({p_value(one.p_holm)})"
+                row[one.accuracy] = f"**{text}**" if one.p_holm < LEVEL and one.counts else text
+                row[f"p, {one.accuracy}"] = p_value(one.p_holm) if one.counts else f"({p_value(one.p_holm)})"
             rows.append(row | {"seeds": one.seeds})
         return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
     def counted(self, compared: pd.DataFrame, first: str, accuracy: str = "robust") -> str:
-        """How often a defense is significantly better, worse, and neither, in words; pairs of one seed do not count."""
-        rows = where(compared[compared["seeds"] > 1], first=first, accuracy=accuracy)
+        """How often a defense is significantly better, worse, and neither, in words, of the rows that count."""
+        rows = where(compared[compared["counts"]], first=first, accuracy=accuracy)
         sure = rows[rows["p_holm"] < LEVEL]["difference"]
         return f"better in {(sure > 0).sum()}, worse in {(sure < 0).sum()}, neither in {len(rows) - len(sure)}"
 
@@ -259,25 +264,12 @@ class Evidence:
         return found
 
     def grows(self, defense: str) -> dict[str, float] | None:
-        """Spearman's correlation of lambda_max with epsilon, p and n, without trivial runs; None if there are few.
-
-        p by permutation: the usual one is for many runs without ties.
-        """
+        """Spearman's correlation of lambda_max with epsilon, without trivial runs, as :func:`ranks`; None if few."""
         cells = {epsilon: self.selected(defense, epsilon)["lambda_max"] for epsilon in self.epsilons}
         radius = [float(Fraction(epsilon)) for epsilon, values in cells.items() for _ in values]
         if len(set(radius)) < 2 or len(radius) < FEW:
             return None
-        ranks, others = (
-            stats.zscore(stats.rankdata(x)) for x in (radius, np.concatenate([list(v) for v in cells.values()]))
-        )
-
-        def rho(ranks: np.ndarray, axis: int = -1) -> np.ndarray:
-            return (ranks * others).mean(axis=axis)
-
-        found = stats.permutation_test(
-            (ranks,), rho, permutation_type="pairings", vectorized=True, rng=np.random.default_rng(0)
-        )
-        return {"rho": float(found.statistic), "p": float(found.pvalue), "n": len(radius)}
+        return ranks(radius, np.concatenate([list(values) for values in cells.values()]))
 
     def overfitting(self, defense: str) -> pd.Series:
         """Robust validation accuracy (%) lost at the end, run by run: the last five epochs' mean below the five before.
@@ -351,13 +343,36 @@ def trivials(cell: pd.DataFrame) -> str:
     return "" if not trivial else " (t)" if trivial == len(cell) else f" ({trivial} t)"
 
 
+def ranks(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
+    """Spearman's ``rho``, its ``p`` and ``n``; p by permutation: the usual one is for many numbers without ties."""
+    one, other = (stats.zscore(stats.rankdata(x)) for x in (first, second))
+
+    def rho(shuffled: np.ndarray, axis: int = -1) -> np.ndarray:
+        return (shuffled * other).mean(axis=axis)
+
+    rng = np.random.default_rng(0)
+    found = stats.permutation_test((one,), rho, permutation_type="pairings", vectorized=True, rng=rng)
+    return {"rho": float(found.statistic), "p": float(found.pvalue), "n": len(one)}
+
+
+def share(count: tuple[int, int]) -> str:
+    """What some of all say of the share, as its 95 % interval in % (Clopper and Pearson)."""
+    found = stats.binomtest(*count).proportion_ci()
+    return f"{100 * found.low:.0f} to {100 * found.high:.0f} %"
+
+
+def fisher(*counts: tuple[int, int]) -> float:
+    """p of Fisher's exact test, that two counts are of one share."""
+    return float(stats.fisher_exact([[some, every - some] for some, every in counts]).pvalue)
+
+
 def interval(found: dict[str, float]) -> str:
     """A difference in points, and its interval."""
     return f"{signed(found['difference'])} [{signed(found['low'])}, {signed(found['high'])}]"
 
 
 def stands(found: dict[str, float]) -> str:
-    """What an interval says of the first against the second, in words; level is within MARGIN points."""
+    """What an interval, by itself, says of the first against the second, in words; level is within MARGIN points."""
     if found["low"] > 0 or found["high"] < 0:
         return "ahead" if found["low"] > 0 else "behind"
     return f"level (within {MARGIN} points)" if found["low"] > -MARGIN and found["high"] < MARGIN else "undecided"

@@ -23,6 +23,7 @@ from claims import (
     NOTHING,
     RUN,
     Evidence,
+    fisher,
     interval,
     key,
     median,
@@ -30,6 +31,7 @@ from claims import (
     p_value,
     read,
     settings_of,
+    share,
     stands,
     where,
 )
@@ -215,6 +217,8 @@ def rendered(template: str, tables: dict[str, Evidence]) -> str:
         "margin": MARGIN,
         "nothing": NOTHING,
         "where": where,
+        "share": share,
+        "fisher": fisher,
     }
     return environment.get_template(template).render(**tools, **tables)
 

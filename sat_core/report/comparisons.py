@@ -80,6 +80,9 @@ def difference(d: np.ndarray) -> dict[str, float]:
     seeds they are deceived about twice as often, which a test counts, too.) The variance over images is that of two
     images more, half of one in each of the four cells (Agresti and Min 2005), so that no interval is empty. With one
     seed nothing is known of others, and the images alone count.
+
+    It presumes seeds of one kind. Where a training either takes off or ends in a trivial classifier, three that end
+    alike hide how often the next would not, and the interval may miss the truth as often as not: a test counts that.
     """
     from scipy import optimize, stats  # takes a second
 
@@ -127,7 +130,8 @@ def holm(p: np.ndarray, count: int | None = None) -> np.ndarray:
 def sheet(study: Study, name: str) -> Sheet:
     """Rows and columns are defenses; a cell has the row's robust accuracy minus the column's, bold if surely more.
 
-    One seed alone makes nothing sure: another network might as well be the better one.
+    One seed alone makes nothing sure: another network might as well be the better one. Nor does a trivial classifier on
+    either side: whether a training collapses is a chance that :func:`difference` does not count.
     """
     table = study.file.tables[name]
     data, rows = compare(study, name), results(study, table)
@@ -141,14 +145,14 @@ def sheet(study: Study, name: str) -> Sheet:
     for pair in data[data["accuracy"] == "robust"].itertuples():
         place = pair.model, f"ε = {pair.epsilon}"
         i, j = table.defenses.index(pair.row), table.defenses.index(pair.column)
-        sure = pair.p_holm < LEVEL and pair.seeds > 1
+        collapsed = {name for name in (pair.row, pair.column) if (pair.model, pair.epsilon, name) in trivial}
+        sure = pair.p_holm < LEVEL and pair.seeds > 1 and not collapsed
         for row, column, sign, low, high in ((i, j, 1, pair.low, pair.high), (j, i, -1, -pair.high, -pair.low)):
             text = signed(sign * pair.difference)
             below = {"95 %": f"[{signed(low)}, {signed(high)}]"} if len(cells.columns) <= MOST_WITH_INTERVALS else {}
-            is_trivial = (pair.model, pair.epsilon, table.defenses[row]) in trivial
             is_stale = any((pair.model, pair.epsilon, defense) in stale for defense in (pair.row, pair.column))
-            better = bool(sure and sign * pair.difference > 0 and not is_trivial)
-            cell = Cell(text, "", below, better, is_trivial, is_stale)
+            better = bool(sure and sign * pair.difference > 0)
+            cell = Cell(text, "", below, better, table.defenses[row] in collapsed, is_stale)
             cells.loc[(*place, table.defenses[row]), cells.columns[column]] = cell
     cells = cells.rename(index={defense: study.display(defense) for defense in table.defenses}, level=2)
     return Sheet(without_one_model(table, cells), note(table, rows, data), data)
@@ -178,7 +182,8 @@ def note(table: Table, rows: pd.DataFrame, data: pd.DataFrame) -> str:
         f"interval, {origin}.",
         f"Bold: the row beats the column over two seeds or more, p < {LEVEL} after Holm's correction for all "
         f"{count} pairs.",
-        f"What is not bold may be chance; {TRIVIAL} (red): a trivial classifier, which beats none.",
+        f"What is not bold may be chance; {TRIVIAL} (red): a trivial classifier, which beats none, and against which "
+        "nothing is bold: whether a training collapses is a chance that the intervals do not count.",
         "The csv has the same of clean accuracy.",
         missing(table, rows),
         standing(rows),

@@ -28,7 +28,7 @@ from sat_core.study import Run, Study
 STEPS, STANDING = 0.75, 0.5
 """Supposed of what is not known: three quarters of the steps where a rule may stop samples, half of the images stand.
 
-Shares of steps over whole trainings are 0.53 to 0.90 in docs/evidence; AutoAttack accuracies of published defenses on
+Shares of steps over whole trainings are 0.5 to 0.9 in docs/evidence; AutoAttack accuracies of published defenses on
 CIFAR-10 are around a half. Of ordinary training no image is supposed to stand.
 """
 BROKEN = {"apgd-ce": 1.0, "apgd-t": 0.3}

@@ -63,6 +63,17 @@ def test_the_table_reads_from_row_to_column_and_a_trivial_row_beats_none(three):
     assert not comparisons.compare(three, "digits").equals(found)
 
 
+def test_nothing_is_sure_against_a_trivial_classifier(write_study, tiny_study):
+    tiny_study["tables"]["digits"]["seeds"] = [0, 1]
+    study = Study(write_study(tiny_study))
+    answers = {"madry": ([1] * 10, ["clean", "", *["clean"] * 8]), "psat": (LABELS, [""] * 10)}
+    for defense, seed in itertools.product(answers, (0, 1)):
+        write_run(study.run(f"digits/cnn/{defense}/eps0.3/seed{seed}"), *answers[defense])
+    cells = comparisons.sheet(study, "digits").cells
+    assert cells.iloc[1, 0].text == "+90.0" and not cells.iloc[1, 0].best and not cells.iloc[1, 0].trivial
+    assert (comparisons.compare(study, "digits")["p_holm"] < comparisons.LEVEL).all()
+
+
 def test_a_large_difference_is_bold_if_two_seeds_have_it(write_study, tiny_study):
     tiny_study["tables"]["digits"]["seeds"] = [0, 1]
     study = Study(write_study(tiny_study))
@@ -143,3 +154,14 @@ def test_satterthwaites_degrees_of_freedom_would_be_deceived_by_two_seeds():
         freedom = (of_images + of_seeds) ** 2 / (of_images**2 / (images - 1) + of_seeds**2 / (seeds - 1))
         deceived += 2 * stats.t.sf(abs(d.mean()) / math.sqrt(of_images + of_seeds), freedom) < comparisons.LEVEL
     assert deceived > 0.08 * 400
+
+
+def test_where_a_training_collapses_or_not_three_seeds_hide_it():
+    random, images, seeds, collapses, missed = np.random.default_rng(0), 500, 3, 0.9, 0
+    truth = 0.8 - (1 - collapses) * 0.83 - collapses * 0.1
+    for _ in range(400):
+        base = np.where(random.random(seeds) < collapses, 0.1, 0.83)
+        right = random.random((2, images, seeds)) < np.array([np.full(seeds, 0.8), base])[:, None]
+        found = comparisons.difference(right[0].astype(float) - right[1])
+        missed += not found["low"] <= 100 * truth <= found["high"]
+    assert missed > 0.4 * 400
