@@ -197,7 +197,10 @@ class PGD:
         step = Step(model, loss, keep_going, noise, self.batchnorm)
         with frozen(model, self.batchnorm), torch.enable_grad():
             found = None if graphs is None else self._by_graph(graphs, step, start, size, bounds)
-            return found or self._one_by_one(step, start, size, bounds)
+            found = found or self._one_by_one(step, start, size, bounds)
+        if keep_going is not None or not self.steps:  # who stops before the first step has not been projected yet
+            found.x.clamp_(*bounds)
+        return found
 
     def _by_graph(
         self, graphs: Graphs, step: Step, start: Tensor, size: Tensor | float, bounds: Tensor
@@ -284,7 +287,7 @@ def uniform_start(x: Tensor, epsilon: Tensor | float) -> Tensor:
 
 
 def normal_start(x: Tensor, deviation: float = 0.001) -> Tensor:
-    """x plus a little Gaussian noise, which PGD's first step clamps; drawn from torch's global RNG."""
+    """x plus a little Gaussian noise, which PGD projects; drawn from torch's global RNG."""
     return x + deviation * torch.randn_like(x)
 
 

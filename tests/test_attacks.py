@@ -115,6 +115,14 @@ def test_a_stopped_sample_stays_where_it_stopped():
         assert torch.allclose(result.x[i], z[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("steps", [0, 3])
+def test_who_stops_before_the_first_step_is_projected_too(steps):
+    x, y, model = batch_and_model(4)
+    attack, far = PGD(0.1, 0.05, steps), x + torch.randn_like(x)
+    found = attack(model, x, cross_entropy(y), start=far, keep_going=lambda iterate: iterate.rows < 0)
+    assert torch.equal(found.x, far.clamp(x - 0.1, x + 0.1).clamp(0, 1)) and not found.steps.any()
+
+
 def test_a_batch_that_shrinks_by_several_samples_at_once_gives_the_same(monkeypatch):
     """As on a GPU; those that wait to leave must not move."""
     x, y, model = batch_and_model(3, n=32)

@@ -47,6 +47,8 @@ class Defense(Frozen):
     """Base of all defenses. As it stands it is Madry's: PGD on the cross entropy, never stopped, then train on x'."""
 
     selects_on: ClassVar[str] = "robust"
+    """The validation accuracy that chooses the epoch; ``clean`` for a defense that trains on no attacked image, and
+    which tables then leave out when they mark the best."""
     looks_inside: ClassVar[bool] = False
     """Whether it hooks the network's layers, which a compiled network hides."""
 
@@ -62,7 +64,10 @@ class Defense(Frozen):
         return None
 
     def initial_state(self, train_size: int, device: torch.device) -> dict[str, Tensor]:
-        """Tensors to keep across steps, at the start of training."""
+        """Tensors to keep across steps, at the start of training.
+
+        Change them in :meth:`perturb`, which runs once a step; :meth:`outer_loss` runs twice with ``training.awp``.
+        """
         return {}
 
     def perturb(self, batch: Batch) -> Perturbation:

@@ -8,6 +8,7 @@ whatever stands outside works on plain pixels in [0, 1].
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import inspect
 from collections.abc import Callable
@@ -90,14 +91,26 @@ def build(
         raise ConfigError(
             f"model '{name}' does not fit images of {channels}x{height}x{width} (C x H x W): {error}"
         ) from None
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(memory_format=_layout(model, image) if file else torch.channels_last)  # type: ignore[call-overload]
+
+
+def _layout(model: Normalized, image: Shape) -> torch.memory_format:
+    """channels_last, which is faster, unless a network of someone's own counts on NCHW, as ``x.view(n, -1)`` does."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            trial = copy.deepcopy(model).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            trial(torch.zeros(2, *image))
+    except Exception:  # of someone else's code; what does not run either way is said where it is used
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def _builder(name: str, file: str | None) -> Callable[..., nn.Module]:
     if file == "robustbench":
         return importlib.import_module(f"{__name__}._robustbench").builder(name)
     if file is not None:
-        return getattr(plugins.load(file), name)
+        module = plugins.load(file)
+        return getattr(module, name if hasattr(module, name) else plugins.read(Path(file)).networks[name])
     if name not in names():
         raise ConfigError(unknown("model", name, names()))
     function = name.replace("-", "_")

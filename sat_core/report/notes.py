@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pandas as pd
 
 from sat_core.report.render import MISSING, STALE, TRIVIAL
-from sat_core.study import Study
 from sat_core.study.file import Table
 
 NO_RESULT = "A rehearsal, AutoAttack cut short: no result."
@@ -45,13 +45,12 @@ def devices(rows: pd.DataFrame) -> str:
     return ", ".join(sorted(set(rows["device"]))) or "no device yet"
 
 
-def reading(study: Study, table: Table, rows: pd.DataFrame) -> list[str]:
+def reading(table: Table, rows: pd.DataFrame) -> list[str]:
     """What bold, red and dashes mean."""
-    ordinary = any(study.base_defense(name) == "standard" for name in table.defenses)
-    aside = "trivial classifiers and ordinary training aside" if ordinary else "trivial classifiers aside"
+    ordinary = " and training without an attack" if not rows["attacked"].all() else ""
     trivial = "at least one seed ended" if len(table.seeds) > 1 else "training ended"
     return [
-        f"Bold is the best of a column, {aside}.",
+        f"Bold is the best of a column, trivial classifiers{ordinary} aside.",
         f"{TRIVIAL} (red): {trivial} as a trivial classifier, which is constant, or no better than a constant.",
         missing(table, rows),
         standing(rows),
@@ -75,10 +74,16 @@ def missing(table: Table, rows: pd.DataFrame) -> str:
     return f"{said} Cells of fewer seeds: {'; '.join(told)}." if told else said
 
 
+def one_run(run: Any, rows: pd.DataFrame) -> str:
+    """A row's run, with its model where the rows are of several."""
+    model = f"{run.model}, " if rows["model"].nunique() > 1 else ""
+    return f"{model}{run.defense}, ε = {run.epsilon}, seed {run.seed}"
+
+
 def standing(rows: pd.DataFrame) -> str:
     """Which runs are of other settings or code than the present, and which a user accepted so; or nothing."""
     other = rows[rows["stale"].ne("")]
-    told = [f"{a.defense}, ε = {a.epsilon}, seed {a.seed} ({a.stale})" for a in other.head(TOLD).itertuples()]
+    told = [f"{one_run(a, rows)} ({a.stale})" for a in other.head(TOLD).itertuples()]
     told += [f"and {len(other) - TOLD} more"] if len(other) > TOLD else []
     text = f"{STALE} of other settings or code than the present: {'; '.join(told)}." if told else ""
     accepted = int(rows["accepted"].astype(bool).sum())
@@ -102,7 +107,7 @@ def externals(rows: pd.DataFrame) -> str:
 def doubts(rows: pd.DataFrame) -> str:
     """What AutoAttack itself warns of, or nothing."""
     flagged = rows[rows["flags"].ne("")]
-    told = [f"{a.defense}, ε = {a.epsilon}, seed {a.seed} ({a.flags})" for a in flagged.itertuples()]
+    told = [f"{one_run(a, rows)} ({a.flags})" for a in flagged.itertuples()]
     return f"AutoAttack warns that it may be too kind to: {'; '.join(told)}." if told else ""
 
 

@@ -37,7 +37,7 @@ def results(study: Study, table: Table) -> pd.DataFrame:
     """
     rows = [row for id in table.run_ids if (row := evaluated(study.run(id))) is not None]
     columns = [*ADDRESS, *AFTER, *(f"seconds_{attack}" for attack in SECONDS.values()), *LAST]
-    columns += ["n", "trivial", "flags", "external", "version", "precision", "device", "stale", "accepted"]
+    columns += ["n", "trivial", "flags", "external", "attacked", "version", "precision", "device", "stale", "accepted"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -59,11 +59,17 @@ def row(run: Run, summary: dict[str, Any], images: pd.DataFrame) -> dict[str, An
         "trivial": is_trivial(images),
         "flags": ", ".join(summary.get("flags", ())),
         "external": elsewhere(run),
+        "attacked": attacked(run),
         "version": summary.get("version", "standard"),
         "precision": summary.get("precision", "float32"),
         "device": summary["device"],
         **standing(run),
     }
+
+
+def attacked(run: Run) -> bool:
+    """Whether it was trained on attacked images, as far as is known."""
+    return (folder.record_of(run, "train") or {}).get("attacked", run.base != "standard")
 
 
 def elsewhere(run: Run) -> str:

@@ -99,7 +99,7 @@ def main_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFram
     data = data[data["accuracy"].isin(["clean", "robust"])]
     columns = pd.MultiIndex.from_product([[f"ε = {e}" for e in table.epsilons], ["Clean", "Robust"]])
     cells = frame(pd.MultiIndex.from_tuples(table.rows), columns)
-    for cell, is_best in zip(data.itertuples(), best(study, data), strict=True):
+    for cell, is_best in zip(data.itertuples(), best(rows, data), strict=True):
         below = {"95 %": f"[{cell.low:.1f}, {cell.high:.1f}]"} if cell.seeds else {}
         if not math.isnan(cell.last):
             few = f", {cell.last_seeds} of {cell.seeds} seeds" if cell.last_seeds < cell.seeds else ""
@@ -119,7 +119,7 @@ def main_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFram
             table, rows, f"Robust is the accuracy under AutoAttack (standard, L∞). {notes.over_seeds(table, rows)}"
         ),
         f"Below each stands its 95 % interval, for {origin}.",
-        *notes.reading(study, table, rows),
+        *notes.reading(table, rows),
         notes.doubts(rows),
         notes.externals(rows),
         notes.sources(data),
@@ -132,22 +132,23 @@ def paper_sheet(study: Study, table: Table, data: pd.DataFrame, rows: pd.DataFra
     data = data[data["accuracy"].isin(["clean", "robust"])]
     columns = pd.MultiIndex.from_product([[f"ε = {e}" for e in table.epsilons], ["Clean", "Adv"]])
     cells = frame(pd.MultiIndex.from_tuples(table.rows), columns)
-    for cell, is_best in zip(data.itertuples(), best(study, data), strict=True):
+    for cell, is_best in zip(data.itertuples(), best(rows, data), strict=True):
         title = "Clean" if cell.accuracy == "clean" else "Adv"
         content = replace(number(cell, "{:.2f}", best=is_best), spread="")
         cells.at[(cell.model, cell.defense), (f"ε = {cell.epsilon}", title)] = content
     mean = "" if len(table.seeds) == 1 else f" Each number is the mean over {notes.seeds(table, rows)}."
     note = [
         notes.about(table, rows, f"Adv is the accuracy under AutoAttack (standard, L∞).{mean}"),
-        *notes.reading(study, table, rows),
+        *notes.reading(table, rows),
     ]
     return Sheet(without_one_model(table, cells), " ".join(filter(None, note)), data)
 
 
-def best(study: Study, data: pd.DataFrame) -> list[bool]:
+def best(rows: pd.DataFrame, data: pd.DataFrame) -> list[bool]:
     """Whether a cell is the best of its column among what is printed of defenses that train on attacked images and
     have no trivial seed."""
-    rivals = data["defense"].map(study.base_defense).ne("standard")
+    cells = pd.MultiIndex.from_frame(data[ADDRESS[:3]])
+    rivals = ~cells.isin(pd.MultiIndex.from_frame(rows[~rows["attacked"].astype(bool)][ADDRESS[:3]]))
     shown = data["mean"].round(2).where(data["trivial_seeds"].eq(0).fillna(False).astype(bool) & rivals)
     return shown.eq(shown.groupby([data["model"], data["epsilon"], data["accuracy"]]).transform("max")).tolist()
 

@@ -97,6 +97,9 @@ def check_step(run: Run) -> None:
         model = fresh_model(run).train()
         x, y = torch.rand(IMAGES, *run.data.image), torch.arange(IMAGES) % run.data.classes
         state = defense.initial_state(IMAGES, x.device)
+        if odd := [name for name, kept in state.items() if not isinstance(kept, Tensor)]:
+            kind = type(state[odd[0]]).__name__
+            raise ConfigError(f"defense '{run.base}': initial_state['{odd[0]}'] is no tensor but {kind}")
         batch = defenses.Batch(
             *(model, x, y, torch.arange(IMAGES), run.data.classes, 0, replace(training_attack(run), steps=2), state)
         )

@@ -62,11 +62,12 @@ def network(run: Run, external: External) -> models.Normalized:
         model = fresh_model(run)
         fit(Path(external.weights), model, run.model, external.prefix)
         with torch.no_grad():
-            shape = tuple(model.eval()(torch.zeros(2, *run.data.image)).shape)
+            logits = model.eval()(torch.zeros(2, *run.data.image))
     except ConfigError:
         raise
     except Exception as error:  # of someone else's code
         raise ConfigError(f"{external.model} does not run: {type(error).__name__}: {error}") from None
-    if shape != (2, run.data.classes):
-        raise ConfigError(f"{external.model} gives {shape} for two images, not logits (2, {run.data.classes})")
+    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if found != (2, run.data.classes):
+        raise ConfigError(f"{external.model} gives {found} for two images, not logits (2, {run.data.classes})")
     return model

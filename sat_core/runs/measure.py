@@ -30,7 +30,7 @@ from sat_core.runs import folder
 from sat_core.runs.data import load
 from sat_core.runs.device import device_name, peak_memory, take_device
 from sat_core.runs.files import read_json, write_json
-from sat_core.runs.network import measuring_attack, predict, trained_model
+from sat_core.runs.network import predict, trained_model, validation_attack
 from sat_core.runs.predict import left_to_others
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Run, Study
@@ -188,7 +188,7 @@ def training(run: Run) -> dict[str, dict[str, float]]:
 
 def validation(run: Run, model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Seconds of an image that stands: its clean prediction, the whole attack, the prediction on what that found."""
-    attack = measuring_attack(run)
+    attack = validation_attack(run)
 
     def work() -> None:
         start = uniform_start(x, attack.epsilon)

@@ -79,3 +79,13 @@ def training_attack(run: Run) -> PGD:
 def measuring_attack(run: Run) -> PGD:
     """The training PGD for a network as it is judged: its batch norms use their running statistics."""
     return replace(training_attack(run), batchnorm="eval")
+
+
+def validation_attack(run: Run) -> PGD:
+    """The PGD that chooses the epoch: :func:`measuring_attack`, unless ``validation`` has steps or sizes of its own.
+
+    A defense of one step should not be chosen by one.
+    """
+    attack, own = measuring_attack(run), run.validation
+    size = attack.step_size if own.relative_step_size is None else own.relative_step_size * run.epsilon.value
+    return replace(attack, steps=own.steps or attack.steps, step_size=size)

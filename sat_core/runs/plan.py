@@ -210,8 +210,8 @@ def cost(run: Run, flops: float, parameters: int) -> dict[str, float]:
     """
     train, held_out, judged = predict.counts(run)
     step = 2 + (10 if run.options.get("metric") == "gauss_newton" else 0)
-    attack = 0 if run.base == "standard" else run.attack.steps * step
-    passes = train * (attack + 3) + held_out * (2 * run.attack.steps + 2)
+    attack = run.attack.steps * step if predict.attacked(run) else 0
+    passes = train * (attack + 3) + held_out * (2 * (run.validation.steps or run.attack.steps) + 2)
     return {
         "training": 0.0 if run.external else flops * passes * run.training.epochs,
         "AutoAttack <=": flops * judged * STANDARD_PASSES,

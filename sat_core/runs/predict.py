@@ -226,8 +226,13 @@ def _at_share(cost: dict[str, float], share: float) -> float:
     return max(0.0, cost["whole"] - 2 * (1 - share) * saved)
 
 
+def attacked(run: Run) -> bool:
+    """Whether it is trained on attacked images."""
+    return run.external is not None or defenses.find(run.base, run.defense_file).selects_on == "robust"
+
+
 def _standing(run: Run) -> float:
-    return 0.0 if run.base == "standard" else STANDING
+    return STANDING if attacked(run) else 0.0
 
 
 def _kinds(run: Run) -> dict[str, int]:
@@ -289,7 +294,7 @@ def curvature(run: Run, costs: Costs, stages: list[str]) -> Span:
 def training_as_it_came(run: Run, costs: Costs, history: pd.DataFrame) -> float:
     """What would have been predicted of a training's own share of steps, epoch by epoch, and of images that stood."""
     train, held_out, _ = counts(run)
-    shares = history["steps"] / run.attack.steps if run.base != "standard" else history["steps"] + 1
+    shares = history["steps"] / run.attack.steps if attacked(run) else history["steps"] + 1
     kinds = zip(_kind_of_each(run), shares, strict=True)
     steps = sum(_at_share(costs.measured["training"][kind], share) for kind, share in kinds)
     stood = (FALLEN + (1 - FALLEN) * history["validation_robust"]).sum()

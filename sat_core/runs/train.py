@@ -133,6 +133,7 @@ def write_results(run: Run, trainer: Trainer, snapshots: dict[str, str]) -> None
     chosen = trainer.history[trainer.best["epoch"]]
     record = {
         "best_epoch": trainer.best["epoch"],
+        "attacked": trainer.defense.selects_on == "robust",
         "validation": {"clean": chosen["validation_clean"], "robust": chosen["validation_robust"]},
         "seconds": sum(row["seconds"] for row in trainer.history),
         "device": device_name(trainer.device),

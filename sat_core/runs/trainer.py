@@ -25,7 +25,7 @@ from sat_core.graphs import Graphs
 from sat_core.runs import optimiser
 from sat_core.runs.data import load
 from sat_core.runs.device import best_precision, device_name, peak_memory, take_device
-from sat_core.runs.network import accuracies, fresh_model, is_small, measuring_attack, training_attack
+from sat_core.runs.network import accuracies, fresh_model, is_small, training_attack, validation_attack
 from sat_core.runs.trivial import as_good_as_a_constant
 from sat_core.study import Run
 
@@ -241,7 +241,7 @@ class Trainer:
         size = 250
         if self.device.type == "cuda":
             size = 2000 if is_small(self.model) else self.run.training.batch_size
-        return accuracies(self.network, self.validation_images, measuring_attack(self.run), size)
+        return accuracies(self.network, self.validation_images, validation_attack(self.run), size)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue, as tensors and plain values."""

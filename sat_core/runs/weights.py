@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from sat_core.errors import ConfigError
 from sat_core.models import Normalized
 from sat_core.models._robustbench import OURS, their_name
+
+log = logging.getLogger(__name__)
+
+NORMALISATION = {"mean", "std", "mu", "sigma"}
+"""What the buffers of a layer that normalises images are called."""
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -48,7 +54,8 @@ def fit(path: Path, model: Normalized, name: str, prefix: str | None = None) -> 
 
     The names in the file are those of the network, of a network as we save it, or RobustBench's; before them may stand
     a ``prefix``, which is found where one alone fits. What the file has, the network must have, and it all its
-    parameters and batch norm statistics; another buffer that the file lacks stays as the code makes it.
+    parameters and batch norm statistics; another buffer that the file lacks stays as the code makes it. What stands
+    elsewhere in the file, such as an optimiser's, is told in the log; a normalisation there must be given.
     """
     weights, needed = read(path), _needed(model)
     if odd := [key for key, tensor in weights.items() if not tensor.isfinite().all()]:
@@ -59,6 +66,7 @@ def fit(path: Path, model: Normalized, name: str, prefix: str | None = None) -> 
         found = {ours: weights[before + theirs] for ours, theirs in names.items() if before + theirs in weights}
         if left := {key for key in weights if key.startswith(before)} - {before + theirs for theirs in names.values()}:
             raise ConfigError(f"{path}: {min(left)} is no weight of the network {name}")
+        _tell_what_is_left(path, [key for key in weights if not key.startswith(before)], weights, model)
         _load(path, model, found)
         return
     expected = [(prefix or "") + key.removeprefix("network.") for key in needed]
@@ -68,6 +76,24 @@ def fit(path: Path, model: Normalized, name: str, prefix: str | None = None) -> 
         f"{path} does not fit the network {name}: it lacks {lacking}, and holds {held}, ..; "
         "where its names begin with something else, say so by `prefix`"
     )
+
+
+def _tell_what_is_left(path: Path, left: list[str], weights: Mapping[str, Tensor], model: Normalized) -> None:
+    """Raise ConfigError for a normalisation beside the network's weights, where neither network nor study has one."""
+    sizes = 1, model.mean.numel()
+    norms = [key for key in _normalising(left) if weights[key].numel() in sizes]
+    given = bool((model.mean != 0).any() or (model.std != 1).any())
+    if norms and not given and not _normalising(model.network.state_dict()):
+        raise ConfigError(
+            f"{path} holds a normalisation beside the network's weights, {', '.join(norms)}: give `mean` and `std`, or "
+            "a network that has it"
+        )
+    if left:
+        log.info("%s: not the network's, left alone: %s%s", path, ", ".join(left[:3]), ", .." * (len(left) > 3))
+
+
+def _normalising(keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if key.rpartition(".")[2] in NORMALISATION]
 
 
 def _needed(model: Normalized) -> list[str]:

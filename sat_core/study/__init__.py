@@ -53,18 +53,17 @@ class Study:
         self.model_files: dict[str, str] = {}
         self._read_plugins()
         self.externals = {name: self._found(name, about) for name, about in self.file.external.items()}
-        self._check_defenses()
+        self._check_names()
         self._check_overrides()
 
     def _read_plugins(self) -> None:
         """Find the defenses and networks of the study's own files; each name stands for one thing."""
-        networks = {file.stem.replace("_", "-") for file in MODELS.glob("[!_]*.py")}
         for name in self.file.plugins:
             path = self.path.parent / name
             offered, place = plugins.read(path), plugins.beside(self.path, name)
             for kind, found, there, files in (
                 ("defense", offered.defenses, defense_names(), self.defense_files),
-                ("model", offered.networks, networks, self.model_files),
+                ("model", offered.networks, model_names(), self.model_files),
             ):
                 for one in found:
                     if one in there or one in files:
@@ -82,7 +81,7 @@ class Study:
         """The defenses that this study may name."""
         return defense_names() | self.defense_files.keys()
 
-    def _check_defenses(self) -> None:
+    def _check_names(self) -> None:
         listed = dict.fromkeys(id.defense for id in self.run_ids.values())
         for kind, names in (("variants", self.file.variants), ("external", self.externals)):
             for name in names:
@@ -96,6 +95,9 @@ class Study:
         for base in map(self.base_defense, (name for name in listed if name not in self.externals)):
             if base not in self.defense_names:
                 raise ConfigError(f"{self.path}: {unknown('defense', base, self.defense_names)}")
+        for name in {id.model for id in self.run_ids.values() if id.defense not in self.externals}:
+            if name not in (there := model_names() | self.model_files.keys()):
+                raise ConfigError(f"{self.path}: {unknown('model', name, there)}")
 
     def _check_overrides(self) -> None:
         """An override that touches no run is a mistake: its author believes that it does something."""
@@ -221,6 +223,12 @@ class Study:
 def defense_names() -> frozenset[str]:
     """A defense is one file."""
     return frozenset(file.stem for file in DEFENSES.glob("[!_]*.py"))
+
+
+@cache
+def model_names() -> frozenset[str]:
+    """A network, too."""
+    return frozenset(file.stem.replace("_", "-") for file in MODELS.glob("[!_]*.py"))
 
 
 @cache

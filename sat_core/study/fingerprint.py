@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sat_core import __version__
+from sat_core import __version__, plugins
 from sat_core.errors import ConfigError
 from sat_core.study.external import ROBUSTBENCH
 from sat_core.study.run import Run
@@ -114,12 +114,13 @@ def code(*modules: str) -> dict[str, str]:
     """
     found: set[str] = set()
     todo = list(modules)
+    homes = tuple(home for module in modules if module.endswith(".py") for home in plugins.homes(Path(module)))
     while todo:
         module = todo.pop()
         computes = not (module in COMPUTES_NOTHING or module.split(".")[0] == "study")
         if module not in found and (module in modules or computes):
             found.add(module)
-            todo += _imports(_file(module))
+            todo += _imports(_file(module), homes)
     return {module: _hash(_file(module)) for module in sorted(found)}
 
 
@@ -138,10 +139,10 @@ def _parsed(path: Path) -> ast.Module:
 
 
 @cache
-def _imports(path: Path) -> list[str]:
+def _imports(path: Path, homes: tuple[Path, ...]) -> list[str]:
     """The modules of this package that a file imports, also by its public names; of someone's own its neighbours, too.
 
-    These lie in the working directory or in the project, from where alone they can be imported.
+    These lie in ``homes`` or in the project, from where alone they can be imported.
     """
     names = []
     for node in ast.walk(_parsed(path)):
@@ -149,7 +150,7 @@ def _imports(path: Path) -> list[str]:
             ours = [alias.name.removeprefix("sat_core.") for alias in node.names if alias.name.startswith("sat_core.")]
             names += [name for name in ours if _file(name).exists()]
         if not path.is_relative_to(PACKAGE):
-            names += _neighbours(node)
+            names += _neighbours(node, homes)
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sat_core"):
             below = node.module.removeprefix("sat_core").lstrip(".")
             names += [below] if below else []
@@ -159,19 +160,15 @@ def _imports(path: Path) -> list[str]:
     return names
 
 
-def _neighbours(node: ast.AST) -> list[str]:
+def _neighbours(node: ast.AST, homes: tuple[Path, ...]) -> list[str]:
     """The files that a statement imports which are no installed package's, as seen from the working directory."""
-    if isinstance(node, ast.Import):
-        modules = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    else:
+    if not isinstance(node, (ast.Import, ast.ImportFrom)):
         return []
-    parts = [module.split(".") for module in modules if module.split(".")[0] != "sat_core"]
+    parts = [name.split(".") for name in plugins.imported(node) if name.split(".")[0] != "sat_core"]
     steps = [one[: i + 1] for one in parts for i in range(len(one))]
-    homes = [Path.cwd(), *([PACKAGE.parent] if (PACKAGE.parent / "pyproject.toml").exists() else [])]
-    places = [Path(home, *step) for step in steps for home in homes]
-    found = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
+    project = [PACKAGE.parent] if (PACKAGE.parent / "pyproject.toml").exists() else []
+    places = [Path(home, *step) for step in steps for home in (*homes, *project)]
+    found = [file for place in places for file in plugins.files(place) if file.is_file()]
     return [Path(os.path.relpath(file)).as_posix() for file in dict.fromkeys(found)]
 
 

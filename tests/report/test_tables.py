@@ -354,7 +354,13 @@ def test_ordinary_training_is_never_bold_and_every_note_is_sentences(write_study
         write_run(study.run(f"digits/cnn/{defense}/eps0.3/seed0"), LABELS, ["square"] * broken + [""] * (10 - broken))
     accuracy = sheets(study)[0]
     assert [cell.best for cell in accuracy.cells["ε = 0.3", "Robust"]] == [False, True, False]
-    assert "ordinary training aside" in accuracy.note
+    assert "training without an attack aside" in accuracy.note
+    path = study.run("digits/cnn/psat/eps0.3/seed0").folder / "run.json"
+    write_json(path, read_json(path) | {"attacked": False})  # as of a defense of one's own
+    write_json(
+        study.run(MADRY).folder / "run.json", read_json(study.run(MADRY).folder / "run.json") | {"attacked": True}
+    )
+    assert [cell.best for cell in sheets(study)[0].cells["ε = 0.3", "Robust"]] == [False, True, False]
     for sheet in [*sheets(study), comparisons.sheet(study, "digits")]:
         assert sheet.note.startswith("Digits. ") and sheet.note.endswith(".")
 

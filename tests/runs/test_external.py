@@ -62,6 +62,15 @@ def nothing():
     return None
 
 
+def pair():
+    return Pair()
+
+
+class Pair(Net):
+    def forward(self, x):
+        return super().forward(x), x
+
+
 def broken():
     raise OSError("no licence")
 '''
@@ -136,6 +145,40 @@ def test_a_network_that_normalises_outside_is_told_how(net, study):
         torch.testing.assert_close(external.network(run, run.external)(x), net.eval()((x - 0.5) / 0.25))
 
 
+OWN = '''
+from torch import nn
+
+
+def bare(image, classes):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), View(), nn.Linear(144, classes))
+
+
+class View(nn.Module):
+    """As TRADES' network flattens, and many another: it counts on NCHW."""
+
+    def forward(self, x):
+        return x.view(x.size(0), -1)
+'''
+
+
+def test_a_normalisation_beside_the_networks_weights_must_be_given(net, study, caplog):
+    Path("own.py").write_text(OWN)
+    bare = plugins.load("own.py").bare((1, 8, 8), 10)
+    saved = {f"1.{key}": tensor for key, tensor in bare.state_dict().items()}
+    saved |= {"0.mean": torch.full((1,), 0.5), "0.std": torch.full((1,), 0.25)}
+    (run,) = study(saved, model="own.py:bare").runs
+    with pytest.raises(
+        ConfigError, match=r"normalisation beside .* 0.mean, 0.std: give `mean` and `std`, or a network"
+    ):
+        external.network(run, run.external)
+    (run,) = study(saved, model="own.py:bare", mean=[0.5], std=[0.25]).runs
+    caplog.set_level("INFO")
+    x = torch.rand(3, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(external.network(run, run.external)(x), bare((x - 0.5) / 0.25))
+    assert "not the network's, left alone: 0.mean, 0.std" in caplog.text
+
+
 class Hostile:
     def __reduce__(self):
         return os.mkdir, ("owned",)
@@ -170,6 +213,7 @@ class Hostile:
         (lambda net: net.state_dict(), {"weights": "v.pt"}, "external.stranger: weights v.pt: there is no such file"),
         (lambda net: net.state_dict(), {"weights": "w.onnx"}, "is not a file of type"),
         (lambda net: net.state_dict(), {"mean": [0.5]}, "mean and std belong together"),
+        (lambda net: net.state_dict(), {"model": "networks.py:pair"}, r"networks.py:pair gives tuple for two images"),
     ],
 )
 def test_what_does_not_fit_gets_one_sentence_before_any_work_and_executes_nothing(net, study, saved, about, message):

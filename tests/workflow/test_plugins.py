@@ -2,6 +2,7 @@
 
 import copy
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sat_core.__main__ import main
 from sat_core.errors import ConfigError
 from sat_core.runs import folder
 from sat_core.runs.check import check
+from sat_core.runs.network import measuring_attack, validation_attack
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Study, fingerprint
 
@@ -92,6 +94,71 @@ def test_a_plugin_counts_for_the_runs_that_use_it_and_for_no_others(mine, write_
     assert "lab/mine.py" not in judged and "models.cnn" in judged
 
 
+BESIDE = '''
+import torch
+from torch import nn
+
+from helper import start
+
+
+def LeNet(image, classes, *, width=4):
+    return Net(classes, width)
+
+
+class Net(nn.Module):
+    """With a frozen stem, and a head that no loss uses."""
+
+    def __init__(self, classes, width):
+        super().__init__()
+        self.stem, self.spare = nn.Conv2d(1, width, 3).requires_grad_(False), nn.Linear(3, 3)
+        self.conv, self.fc = nn.Conv2d(width, width, 3), nn.Linear(16 * width, classes)
+
+    def forward(self, x):
+        return self.fc(self.conv(self.stem(x)).view(len(x), -1) + start)
+'''
+
+
+@pytest.fixture
+def beside(write_study, tmp_path, monkeypatch) -> dict:
+    """A study of a network that flattens by ``view``, with a neighbour in its own folder."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "helper", raising=False)
+    plugins.read.cache_clear()
+    plugins.load.cache_clear()
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab/helper.py").write_text("start = 0\n")
+    (tmp_path / "lab/nets.py").write_text(BESIDE)
+    study = copy.deepcopy(TINY) | {"plugins": ["lab/nets.py"]}
+    study["tables"]["digits"]["models"] = ["lenet"]
+    study["overrides"].append({"set": {"training": {"awp": {"gamma": 0.01}}, "validation": {"steps": 7}}})
+    return study
+
+
+def test_a_network_as_others_write_it_trains_with_its_neighbour(beside, write_study):
+    study = Study(write_study(beside))
+    check(study, study.runs)
+    run = study.run("digits/lenet/madry/eps0.3/seed0")
+    trainer = Trainer(run, torch.device("cpu"))
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    run_epoch(trainer)
+    moved = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {f"network.{layer}.{kind}" for layer in ("conv", "fc") for kind in ("weight", "bias")}
+    assert {"lab/nets.py", "lab/helper.py"} <= set(folder.present(run, "train")["code"])
+    assert validation_attack(run).steps == 7 and measuring_attack(run).steps == run.attack.steps
+    beside["tables"]["digits"]["models"] = ["lennet"]
+    with pytest.raises(ConfigError, match="unknown model 'lennet'; did you mean 'lenet'"):
+        Study(write_study(beside))
+
+
+def test_two_neighbours_of_one_name_are_not_taken_for_one_another(beside, write_study, tmp_path):
+    plugins.load("lab/nets.py")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/helper.py").write_text("start = 1\n")
+    (tmp_path / "other/nets.py").write_text(BESIDE)
+    with pytest.raises(ConfigError, match=r"'helper' is .*lab/helper.py here, and not .*other/helper.py: give yours"):
+        plugins.load("other/nets.py")
+
+
 def write(content: str) -> None:
     Path("lab/mine.py").write_text(content)
 
@@ -127,6 +194,10 @@ def test_a_plugin_that_will_not_do_gets_its_sentence(mine, write_study, change, 
         (("def linear(image, classes)", "def linear(classes, image)"), "model 'linear' does not run: TypeError"),
         (("batch.y[iterate.rows]) / 2", "batch.y[iterate.rows]) * torch.nan"), r"difficulty is \[nan, nan"),
         (("batch.y[iterate.rows]) / 2", "batch.y[iterate.rows]) + 1"), "its range ends at 1"),
+        (
+            ("def perturb", "def initial_state(self, n, device):\n        return {'k': 0}\n\n    def perturb"),
+            "k'] is no te",
+        ),
         (("class _Helper", OUTER_LOSS), r"outer_loss gives \(4,\): a scalar"),
         (("from torch import nn", "import sys, torch\nfrom torch import nn\nsys.exit(0)"), "has ended the process"),
     ],
