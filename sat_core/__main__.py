@@ -119,6 +119,9 @@ def main(arguments: list[str] | None = None) -> int:
     Status 75 (EX_TEMPFAIL) means interrupted by a signal, with everything saved: run the same again.
     """
     options = parser().parse_args(arguments)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-`
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (as long as the process lives)
     for stream in (sys.stdout, sys.stderr):  # a terminal of another time may have no epsilon
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -128,8 +131,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
     logging.getLogger("auto-attack").setLevel(logging.WARNING)  # else it repeats its version at each attack
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells what becomes of every font of every figure
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C; training does better, and saves first
-        signal.signal(number, _stop)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):  # as Ctrl-C; training does better, and saves first
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(number, _stop)
     try:
         study, run = asked(options)
         try:
@@ -172,6 +176,7 @@ def asked(options: argparse.Namespace) -> tuple[Study, Run | None]:
     """The study, which is found to be valid here, and the run, if one is meant."""
     if options.verb != "judge":
         study = Study(options.study)
+        refuse_elsewhere(study)
         if options.verb not in ("check", "plan", "status"):
             folder.claim(study)
         return study, None if getattr(options, "run", None) is None else study.run(options.run)
@@ -179,6 +184,14 @@ def asked(options: argparse.Namespace) -> tuple[Study, Run | None]:
 
     external = {key: getattr(options, key) for key in ("model", "weights", "mean", "std", "prefix")}
     return alone(Path(options.out), options.dataset, options.epsilon, external, options.images)
+
+
+def refuse_elsewhere(study: Study) -> None:
+    """Raise ConfigError in a folder of a project that has results of the study, but not there."""
+    if not study.folder.exists():
+        for above in Path.cwd().parents:
+            if study.path.resolve().is_relative_to(above) and (above / study.folder).is_dir():
+                raise ConfigError(f"the results of {study.path} are in {above / study.folder}: call it from {above}")
 
 
 def judge(study: Study, run: Run) -> None:

@@ -25,8 +25,8 @@ def _fraction(value: Any) -> Any:
     """Numbers may be written as fractions: '1/4' is 0.25."""
     if isinstance(value, str):
         try:
-            return float(Fraction(value))
-        except (ValueError, ZeroDivisionError):
+            return float(Fraction(value) if "/" in value else value)
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError(f"'{value}' is not a number or a fraction such as 1/4") from None
     return _not_bool(value)
 
@@ -52,8 +52,9 @@ def at(when: int | float, epochs: int) -> int:
     return when if isinstance(when, int) else round(when * epochs)
 
 
-Count = Annotated[int, Field(ge=1, strict=True)]
-Natural = Annotated[int, Field(ge=0, strict=True)]
+Count = Annotated[int, Field(ge=1, le=10**9, strict=True)]
+Natural = Annotated[int, Field(ge=0, le=10**9, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Number = Annotated[float, BeforeValidator(_fraction), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]

@@ -38,7 +38,7 @@ LEASE = 60.0
 def atomic(path: Path, mode: str = "w", keep_as: Path | None = None) -> Iterator[IO[Any]]:
     """Open ``path`` for writing such that it appears under its name only once complete and on disk.
 
-    What stood there before is kept as ``keep_as``, if given. Raises ConfigError where the disk is full.
+    What stood there before is kept as ``keep_as``, if given. Raises ConfigError where it cannot be written.
     (The usual library for this, atomicwrites, has been archived by its author.)
     """
     make_folder(path.parent)
@@ -54,10 +54,11 @@ def atomic(path: Path, mode: str = "w", keep_as: Path | None = None) -> Iterator
             path.replace(keep_as)
         beside.replace(path)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.filename is not None:
             raise
+        remedy = "make space and run this again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "run this again"
         raise ConfigError(
-            f"{path} cannot be written: {error.strerror}; make space and run this again, it goes on from what is there"
+            f"{path} cannot be written: {error.strerror or error}; {remedy}, it goes on from what is there"
         ) from None
     finally:
         beside.unlink(missing_ok=True)
@@ -80,8 +81,11 @@ def checksum(path: Path) -> str:
 
 
 def is_whole(path: Path, expected: str | None) -> bool:
-    """Whether a file is there and is the one whose checksum was recorded."""
-    return path.exists() and checksum(path) == expected
+    """Whether a file is there and has the checksum that was recorded; raises ConfigError where it cannot be read."""
+    try:
+        return path.exists() and checksum(path) == expected
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def verify(path: Path, expected: str | None, remedy: str) -> None:
@@ -99,13 +103,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What :func:`write_json` wrote; raises ConfigError if the file is missing or damaged."""
+    """What :func:`write_json` wrote; raises ConfigError if the file is missing, damaged, or not to be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("sha256") == digest(content):
             return content
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, AttributeError, TypeError):
         pass
     raise ConfigError(f"{path}: damaged (its checksum does not match); delete it and run its step again")

@@ -114,14 +114,26 @@ def finished(run: Run, stage: str) -> bool:
         record = record_of(run, stage)
         if record is None:
             return False
-        for name, expected in record["files"].items():
-            verify(run.folder / name, expected, "it will be written again")
+        for name in record["files"]:
+            _verify(run, record, name, "it will be written again")
     except ConfigError as error:
         log.warning("%s", error)
         return False
     if reasons := _changes(run, stage, record):
         log.info("%s is of other settings or code: %s", run.folder / STAGES[stage].record, "; ".join(reasons))
     return not reasons
+
+
+def _verify(run: Run, record: dict[str, Any], name: str, remedy: str) -> None:
+    """Raise ConfigError unless a file is what the record says, or can be put back because what was kept is."""
+    path, kept, expected = run.folder / name, run.folder / KEPT / name, record["files"][name]
+    if is_whole(path, expected):
+        return
+    if is_whole(kept, expected):
+        _link(kept, path)
+        log.warning("%s was damaged or missing, and is put back", path)
+        return
+    verify(path, expected, remedy)
 
 
 def _put_back(run: Run, stage: str, there: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -137,7 +149,7 @@ def _put_back(run: Run, stage: str, there: dict[str, Any] | None) -> dict[str, A
     if _changes(run, stage, record) if there is None else record != there:
         return there
     files = record["files"] if there is None else [file for file in there["files"] if not (run.folder / file).exists()]
-    back = [file for file in files if (kept / file).exists()]
+    back = [file for file in files if is_whole(kept / file, record["files"][file])]
     if not all(file in back or is_whole(run.folder / file, record["files"][file]) for file in files):
         return there
     back += [name] if there is None else []
@@ -162,7 +174,7 @@ def adopt(run: Run, stage: str) -> bool:
                 continue
             for name, expected in record["files"].items():
                 verify(path.parent / name, expected, "the run is made anew")
-        except ConfigError:
+        except ConfigError:  # or somebody else's, and not to be read
             continue
         try:
             with sole_writer(run.folder, stage):
@@ -170,7 +182,7 @@ def adopt(run: Run, stage: str) -> bool:
                     _link(path.parent / name, run.folder / name)
                 write_json(run.folder / about.record, record | {"adopted_from": path.parent.as_posix()})
                 _keep(run, stage, record)
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:
             log.info("%s: not taken from %s: %s", run.folder / about.record, path.parent, error)
             return False
         log.info("%s: taken from %s", run.folder / about.record, path.parent)
@@ -181,10 +193,15 @@ def adopt(run: Run, stage: str) -> bool:
 def record_of(run: Run, stage: str) -> dict[str, Any] | None:
     """A stage's record, or None if there is none; raises ConfigError if it is damaged.
 
-    What was deleted of a finished stage is put back first.
+    What was deleted of a finished stage is put back first, and a damaged record.
     """
     path = run.folder / STAGES[stage].record
-    record = read_json(path) if path.exists() else None
+    try:
+        record = read_json(path) if path.exists() else None
+    except ConfigError:
+        if (kept := _put_back(run, stage, None)) is None:
+            raise
+        return kept
     if record is None or not all((run.folder / name).exists() for name in record["files"]):
         return _put_back(run, stage, record)
     return record
@@ -199,18 +216,26 @@ def seconds_of(record: dict[str, Any]) -> float | None:
 
 
 def is_current(run: Run, stage: str) -> bool:
-    """Whether a stage's result is there and of the present settings and code; its files are not verified."""
+    """Whether a stage's result is there and of the present settings and code, as :func:`why_again` knows it."""
     reasons = why_again(run, stage)
     return not reasons and (run.folder / STAGES[stage].record).exists()
 
 
 def why_again(run: Run, stage: str) -> list[str]:
-    """Why a result that is there has to be made again, a phrase each."""
+    """Why a result that is there has to be made again, a phrase each.
+
+    Of its files the small ones are verified that were touched after the record, which is written last.
+    """
     try:
         record = record_of(run, stage)
         if record is None:
             return []
         missing = [f"{name} is missing" for name in record["files"] if not (run.folder / name).exists()]
+        written = (run.folder / STAGES[stage].record).stat().st_mtime_ns
+        for name in STAGES[stage].files:
+            path = run.folder / name
+            if path.suffix != ".safetensors" and path.exists() and path.stat().st_mtime_ns > written:
+                _verify(run, record, name, "it will be made again")
         return missing + _changes(run, stage, record)
     except ConfigError as error:
         return [str(error)]
@@ -292,9 +317,9 @@ def trained_record(run: Run) -> dict[str, Any]:
 
 def trained_weights(run: Run, name: str = WEIGHTS) -> str:
     """The checksum of a trained run's weights, which are there; raises ConfigError as :func:`trained_record` does."""
-    expected = trained_record(run)["files"][name]
-    verify(run.folder / name, expected, "`train` the run again, which takes it from the checkpoint")
-    return expected
+    record = trained_record(run)
+    _verify(run, record, name, "`train` the run again, which takes it from the checkpoint")
+    return record["files"][name]
 
 
 def write_history(run: Run, rows: list[dict[str, Any]]) -> None:
@@ -337,7 +362,7 @@ def trained(run: Run) -> tuple[dict[str, Any], pd.DataFrame] | None:
     record = record_of(run, "train")
     if record is None:
         return None
-    verify(run.folder / HISTORY, record["files"][HISTORY], "run `train` again, which takes it from the checkpoint")
+    _verify(run, record, HISTORY, "run `train` again, which takes it from the checkpoint")
     return record, pd.read_csv(run.folder / HISTORY)
 
 
@@ -361,8 +386,8 @@ def measured(run: Run, stage: str) -> dict[str, Any] | None:
     record = record_of(run, stage)
     if record is None or record["weights"] != weights(run):
         return None
-    for name, expected in record["files"].items():
-        verify(run.folder / name, expected, f"delete it and run `{stage}` again")
+    for name in record["files"]:
+        _verify(run, record, name, f"delete it and run `{stage}` again")
     return record
 
 
@@ -398,7 +423,7 @@ def claim(study: Study) -> None:
     path = study.folder / ".study"
     here = Path(os.path.relpath(study.path)).as_posix()
     other = path.read_text(encoding="utf-8") if path.exists() else here
-    if other != here and Path(other).exists():
+    if other != here and Path(other).exists() and not Path(other).samefile(study.path):
         raise ConfigError(
             f"{study.folder} holds the results of {other}; {here} has the same name, so give one of the two another"
         )
@@ -471,7 +496,7 @@ def count_interruption(run: Run, stage: str) -> None:
     saved = [run.folder / CHECKPOINT] if stage == "train" else list(run.folder.glob("autoattack.parts/*.json"))
     newest = max((path.stat().st_mtime_ns for path in saved if path.exists()), default=0)
     before = _interrupted(run)
-    if newest > before["newest"]:
+    if newest and newest != before["newest"]:  # not later: a clock may have run ahead
         write_json(run.folder / INTERRUPTED, {"times": before["times"] + 1, "newest": newest})
 
 

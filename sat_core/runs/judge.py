@@ -10,8 +10,10 @@ import yaml
 
 from sat_core.errors import ConfigError
 from sat_core.runs.files import atomic
+from sat_core.runs.folder import STAGES
 from sat_core.study import Run, Study
 from sat_core.study.address import Epsilon
+from sat_core.study.reading import read_yaml
 
 NAME, STUDY = "judged", "judge.yaml"
 
@@ -39,6 +41,7 @@ def alone(
     }
     study = Study(out / STUDY, content)
     (run,) = study.runs
+    refuse_another_question(out, content)
     return study, run.model_copy(update={"place": out.as_posix()})
 
 
@@ -50,6 +53,14 @@ def refuse_what_is_others(out: Path, weights: Path) -> None:
         raise ConfigError(f"--out: {out} holds the weights themselves, {weights}; name another folder")
     if not (out / STUDY).exists() and out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"--out: {out} holds other files; name a new folder, or one that `judge` has made")
+
+
+def refuse_another_question(out: Path, content: dict[str, Any]) -> None:
+    """Raise ConfigError where the folder holds the verdict on something else: none that is finished is replaced."""
+    if (out / STAGES["evaluate"].record).exists() and read_yaml(out / STUDY) != content:
+        raise ConfigError(
+            f"--out: {out} holds a verdict on another question, as its {STUDY} says; name another folder, or delete it"
+        )
 
 
 def keep(study: Study) -> None:

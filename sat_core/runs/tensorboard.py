@@ -5,12 +5,17 @@ Watching changes no number: what is looked at is computed already, or takes no r
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from sat_core.runs.network import predict
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Run
+
+log = logging.getLogger(__name__)
 
 EVENTS = "events.out.tfevents.*"
 """The files' names, which are TensorBoard's."""
@@ -40,7 +45,7 @@ class EventFiles(Board):
     def __init__(self, run: Run, trainer: Trainer) -> None:
         from torch.utils.tensorboard import SummaryWriter  # an extra of this package
 
-        self.run, self.trainer = run, trainer
+        self.run, self.trainer, self.ended = run, trainer, False
         if not self.now:
             for file in run.folder.glob(EVENTS):
                 file.unlink()
@@ -52,12 +57,31 @@ class EventFiles(Board):
         return self.trainer.epoch * self.trainer.steps_an_epoch + self.trainer.step_count
 
     def step(self) -> None:
+        self._shown(self._step)
+
+    def epoch(self) -> None:
+        self._shown(self._epoch)
+
+    def close(self) -> None:
+        self._shown(self.writer.close)
+
+    def _shown(self, show: Callable[[], None]) -> None:
+        """Nothing more once the files cannot be written: no training ends because it cannot be watched."""
+        if self.ended:
+            return
+        try:
+            show()
+        except OSError as error:
+            log.warning("%s: TensorBoard's files end here: %s", self.run.folder, error)
+            self.ended = True
+
+    def _step(self) -> None:
         _, x_adv, y, loss = self.trainer.latest
         accuracy = (predict(self.trainer.model, x_adv) == y).double().mean()
         self.writer.add_scalar("step/loss", loss, self.now)
         self.writer.add_scalar("step/accuracy", accuracy, self.now)
 
-    def epoch(self) -> None:
+    def _epoch(self) -> None:
         for name, value in self.trainer.history[-1].items():
             if name != "epoch" and value is not None:
                 self.writer.add_scalar(f"epoch/{name}", value, self.now)
@@ -72,9 +96,6 @@ class EventFiles(Board):
         from torchvision.utils import make_grid  # takes seconds to import
 
         return make_grid(torch.cat([x, x_adv, change.clamp(0, 1)]), nrow=len(x), padding=1, pad_value=1.0)
-
-    def close(self) -> None:
-        self.writer.close()
 
 
 def board(run: Run, trainer: Trainer) -> Board:

@@ -21,14 +21,14 @@ from sat_core.study import Run
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 def train(run: Run) -> None:
     """Train ``run`` in its folder, from its checkpoint if there is one, or do nothing if it is complete.
 
     Writes ``checkpoint.pt`` every ``checkpoint_minutes``, ``history.csv`` after each epoch and, at the end,
-    ``model.safetensors`` and last of all ``run.json``. On SIGTERM, SIGINT or SIGUSR1 it saves a checkpoint after the
+    ``model.safetensors`` and last of all ``run.json``. On any of SIGNALS it saves a checkpoint after the
     current step and raises Interrupted. Raises ConfigError for anything the user can mend.
     """
     with sole_writer(run.folder, "train"), signals() as received:
@@ -97,9 +97,11 @@ def take_epochs(trainer: Trainer, snapshots: dict[str, str], received: list[int]
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collect SIGTERM, SIGINT and SIGUSR1 (SLURM's warning) in a list, instead of dying of them."""
+    """Collect SIGTERM, SIGINT, SIGUSR1 (SLURM's warning) and SIGHUP (a terminal closes) in a list, instead of dying of
+    them; not those that this process was started to ignore."""
     received: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in heard}
     try:
         yield received
     finally:

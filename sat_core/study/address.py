@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -26,6 +28,7 @@ class Epsilon:
         if isinstance(raw, cls):
             return raw
         text = str(raw).strip() if isinstance(raw, (str, int, float)) and not isinstance(raw, bool) else ""
+        text = format(Decimal(text), "f") if isinstance(raw, float) and math.isfinite(raw) else text  # 1e-05 is 0.00001
         try:
             ok = set(text) <= set("0123456789./") and 0 < Fraction(text) <= 1
         except (ValueError, ZeroDivisionError):

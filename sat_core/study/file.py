@@ -8,7 +8,7 @@ import pydantic
 from pydantic import BeforeValidator, Field
 
 from sat_core.errors import unknown
-from sat_core.fields import Frozen, Name, Natural, Number
+from sat_core.fields import Frozen, Name, Natural, Number, Seed
 from sat_core.study.address import AXES, EpsilonField, RunId
 from sat_core.study.external import External
 from sat_core.study.settings import Settings
@@ -84,7 +84,7 @@ class Table(Frozen):
     models: list[Name] = Field([], description="of what is trained; externals bring their own")
     defenses: list[Name] = Field(min_length=1)
     epsilons: list[EpsilonField] = Field(min_length=1)
-    seeds: list[Annotated[Natural, Field(lt=2**32)]] = Field([0], min_length=1)
+    seeds: list[Seed] = Field([0], min_length=1)
     curvature: list[Name] = Field([], description="defenses whose Hessian is measured, for every seed")
     landscapes: list[Name] = Field([], description="defenses drawn side by side, for the first seed")
     _external: dict[str, str] = {}

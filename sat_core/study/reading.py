@@ -34,7 +34,10 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: there is no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, AttributeError) as error:  # dates that do not exist, tags that do not fit
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: too many levels") from None
+    # dates that do not exist, tags that do not fit
+    except (yaml.YAMLError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 

@@ -355,12 +355,9 @@ def test_ordinary_training_is_never_bold_and_every_note_is_sentences(write_study
     accuracy = sheets(study)[0]
     assert [cell.best for cell in accuracy.cells["ε = 0.3", "Robust"]] == [False, True, False]
     assert "training without an attack aside" in accuracy.note
-    path = study.run("digits/cnn/psat/eps0.3/seed0").folder / "run.json"
+    path = study.run(MADRY).folder / "run.json"
     write_json(path, read_json(path) | {"attacked": False})  # as of a defense of one's own
-    write_json(
-        study.run(MADRY).folder / "run.json", read_json(study.run(MADRY).folder / "run.json") | {"attacked": True}
-    )
-    assert [cell.best for cell in sheets(study)[0].cells["ε = 0.3", "Robust"]] == [False, True, False]
+    assert [cell.best for cell in sheets(study)[0].cells["ε = 0.3", "Robust"]] == [False, False, True]
     for sheet in [*sheets(study), comparisons.sheet(study, "digits")]:
         assert sheet.note.startswith("Digits. ") and sheet.note.endswith(".")
 

@@ -341,8 +341,9 @@ def test_judged_alone_the_verdict_is_autoattacks_own_and_the_card_loads_it(net, 
         assert main([*ask, "--images", "5", "--out", "lab/new", *wrong]) == 2
         assert said in capsys.readouterr().err
         assert (out / "judge.yaml").read_bytes() == asked and not Path("lab/new").exists()
-    assert main([*ask[:-1], "0.3", "--images", "5", "--out", "lab/out"]) == 0  # the same folder, another epsilon
-    assert json.loads((out / "autoattack.json").read_text())["epsilon"] == "0.3"
+    assert main([*ask[:-1], "0.3", "--images", "5", "--out", "lab/out"]) == 2  # the same folder, another epsilon
+    assert "lab/out holds a verdict on another question, as its judge.yaml says" in capsys.readouterr().err
+    assert (out / "autoattack.json").read_bytes() == before
 
 
 def test_the_network_in_autoattacks_wheel_gets_autoattacks_own_verdict(write_study, tmp_path):

@@ -1,6 +1,7 @@
 """Files are whole or absent, on full disks too, and a run's folder has one writer at a time."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,37 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
         1 / 0  # noqa: B018
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_may_not_grow_is_a_sentence_and_the_old_one_stays(tmp_path):
+    path = tmp_path / "file.json"
+    write_json(path, {"a": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match=r"file.json cannot be written: File too large; run this again"):
+            write_json(path, {"a": "b" * 10_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_json(path) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_closed_output_is_no_traceback(tiny):
+    said = subprocess.run(
+        f"{sys.executable} -m sat_core status --study {tiny.path} >&-", shell=True, capture_output=True, text=True
+    )
+    assert said.returncode == 1 and "Traceback" not in said.stderr
+    said = subprocess.run(f"{sys.executable} -m sat_core check --study {tiny.path} >&- 2>&-", shell=True, check=True)
+
+
+def test_from_a_folder_below_its_project_a_study_says_where_its_results_are(judged, monkeypatch, capsys):
+    home = Path.cwd()
+    (home / "docs").mkdir()
+    monkeypatch.chdir(home / "docs")
+    for verb in ("status", "table", "report"):
+        assert main([verb, "--study", "../tiny.yaml"]) == 2
+        assert f"results of ../tiny.yaml are in {home}/results/tiny: call it from {home}" in capsys.readouterr().err
+    assert not Path("results").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small filesystem needs root")

@@ -2,12 +2,14 @@
 
 import copy
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import MADRY, PSAT
+from helpers import MADRY, PSAT, damage
 from safetensors.torch import load_file, save_file
 
 from sat_core.__main__ import main
@@ -33,6 +35,50 @@ def test_deleted_results_are_put_back_as_the_same_files(judged):
     assert folder.finished(run, "evaluate") and folder.finished(run, "train")
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
     assert all(path.samefile(run.folder / folder.KEPT / path.name) for path in before)
+
+
+def test_damaged_results_are_put_back_where_what_was_kept_is_another_file(judged):
+    """As in a copy of the folder, or where there are no hard links."""
+    run = judged.run(PSAT)
+    files = [run.folder / name for about in folder.STAGES.values() for name in (about.record, *about.files)]
+    before = {path: path.read_bytes() for path in files if path.exists()}
+    for path in before:
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:50])
+        (run.folder / folder.CHECKPOINT).unlink(missing_ok=True)
+        assert folder.finished(run, "train") and folder.finished(run, "evaluate")
+        assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("name", ["autoattack.csv", "examples.npz", "history.csv"])
+def test_a_damaged_file_makes_its_stage_stale_and_what_was_kept_of_it_does_not_come_back(judged, name):
+    run = judged.run(PSAT)
+    stage = "train" if name == "history.csv" else "evaluate"
+    assert folder.is_current(run, stage)
+    damage(run, name)
+    (reason,) = folder.why_again(run, stage)
+    assert reason.endswith(f"{name} is damaged; it will be made again") and not folder.is_current(run, stage)
+    (run.folder / name).unlink()
+    assert folder.why_again(run, stage) == [f"{name} is missing"]
+    assert main([stage, "--study", "tiny.yaml", "--run", PSAT]) == 0
+    assert folder.is_current(run, stage) and main(["table", "--study", "tiny.yaml"]) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else needs root")
+def test_what_somebody_else_keeps_to_himself_is_not_adopted(judged):
+    shutil.copy(judged.path, "ours.yaml")
+    theirs, ours = judged.run(PSAT), Study("ours.yaml").run(PSAT)
+    prepare(ours)
+    for path in (Path.cwd(), *Path("results").rglob("*")):
+        path.chmod(0o777)
+    (theirs.folder / "run.json").chmod(0o600)
+    here = os.fork()
+    if not here:
+        os.setuid(65534)
+        os._exit(folder.adopt(ours, "train"))
+    assert os.waitpid(here, 0)[1] == 0
+    assert folder.adopt(ours, "train")
 
 
 def test_what_was_kept_of_other_settings_is_not_put_back(judged):
@@ -201,6 +247,8 @@ def test_two_studies_of_one_name_are_not_mixed(judged, capsys):
     assert (
         "results/tiny holds the results of tiny.yaml; elsewhere/tiny.yaml has the same name" in capsys.readouterr().err
     )
+    Path("linked").symlink_to(Path.cwd())  # as a home on a cluster often is
+    assert main(["table", "--study", "linked/tiny.yaml"]) == 0
     judged.path.unlink()  # a study file that moved takes its results along
     assert main(["table", "--study", str(other)]) == 0
 
@@ -244,10 +292,7 @@ def test_weights_that_are_not_finite_are_refused_not_judged(judged, capsys):
 
 def test_a_damaged_landscape_lets_the_report_fail_after_it_is_written(measured, capsys):
     run = measured.runs[0]
-    path = run.folder / "landscape.npz"
-    content = path.read_bytes()
-    path.unlink()
-    path.write_bytes(content[: len(content) // 2])
+    damage(run, "landscape.npz")
     assert main(["report", "--study", "tiny.yaml"]) == 2
     assert "landscape.npz is damaged" in capsys.readouterr().err
     assert "landscape.npz is damaged" in Path("results/tiny/report.html").read_text()

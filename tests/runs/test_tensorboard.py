@@ -1,5 +1,7 @@
 """Event files beside the history: what TensorBoard reads in them, and that nothing changes by them."""
 
+import resource
+
 import pytest
 import torch
 from helpers import PSAT, TINY, results, stop_after
@@ -7,6 +9,7 @@ from helpers import PSAT, TINY, results, stop_after
 from sat_core.errors import ConfigError, Interrupted
 from sat_core.runs import folder
 from sat_core.runs.check import check
+from sat_core.runs.tensorboard import EventFiles
 from sat_core.runs.train import train
 from sat_core.study import Study
 
@@ -47,6 +50,24 @@ def test_it_changes_no_number_and_makes_nothing_stale(write_study, monkeypatch):
     robust = [event.value for event in found.Scalars("epoch/validation_robust")]
     assert robust == pytest.approx([float(row.split(",")[5]) for row in rows])
     assert [event.step for event in found.Images("attack")] == [21, 42]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own
+def test_files_that_cannot_be_written_end_no_training(write_study, monkeypatch, caplog):
+    pytest.importorskip("tensorboard")
+    run = shown(write_study, "shown").run(PSAT)
+    limits, step = resource.getrlimit(resource.RLIMIT_FSIZE), EventFiles.step
+
+    def full(self):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        step(self)
+        if not self.ended:
+            self._shown(self.writer.flush)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(EventFiles, "step", full)
+    train(run)
+    assert folder.finished(run, "train") and caplog.text.count("TensorBoard's files end here: ") == 1
 
 
 def test_a_training_stopped_in_the_last_step_of_an_epoch_goes_on(write_study, monkeypatch):

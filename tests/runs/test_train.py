@@ -65,7 +65,7 @@ def test_a_finished_training_whose_snapshot_is_spoilt_begins_anew(write_study, m
     assert snapshot.read_bytes() == kept and results(run) == whole and folder.finished(run, "train")
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP])
 def test_the_command_line_turns_a_signal_into_status_75(tiny, monkeypatch, capsys, number):
     stop_after(monkeypatch, 3, number)
     assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 75

@@ -33,6 +33,7 @@ def changed(path: str, value: object) -> dict:
 
 
 def test_epsilon_is_kept_as_typed_and_survives_the_path():
+    assert Epsilon.parse(0.00001).text == "0.00001"
     for text, value, slug in (("0.3", 0.3, "0.3"), ("8/255", 8 / 255, "8-255"), ("1", 1.0, "1")):
         epsilon = Epsilon.parse(text)
         assert (epsilon.text, epsilon.value, epsilon.slug) == (text, value, slug)
@@ -172,6 +173,12 @@ BAD = {
         changed("overrides.1.set.options.curriculum.epochs", [0, 2]),
         "curriculum.epochs [0, 2] reach beyond the last epoch (1)",
     ),
+    "lr beyond floats": (changed("overrides.0.set.training.lr", "1e400"), "training.lr: "),
+    "lr that takes for ever": (changed("overrides.0.set.training.lr", "1e999999999"), "training.lr: "),
+    "a fraction beyond floats": (changed("overrides.0.set.training.lr", f"{10**400}/1"), "training.lr: '1000"),
+    "seed beyond torch's": (changed("overrides.0.set.evaluation", {"seed": 2**64}), "evaluation.seed: "),
+    "threads without number": (changed("overrides.0.set.resources", {"threads": 10**5}), "resources.threads: "),
+    "no memory for it": (changed("overrides.0.set.training.batch_size", 10**20), "training.batch_size: "),
     "lr nan": (changed("overrides.0.set.training.lr", float("nan")), "training.lr: "),
     "steps true": (changed("overrides.0.set.attack.steps", True), "attack.steps: "),
     "curvature of a stranger": (

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sat_core.fields import Count, Frozen, Natural, Positive
+from sat_core.fields import Count, Frozen, Natural, Positive, Seed
 
 
 class Curvature(Frozen):
@@ -21,4 +21,4 @@ class Curvature(Frozen):
     steps: Annotated[int, Field(ge=2, strict=True)] = Field(40, description="of Lanczos, at most")
     tolerance: Positive = Field(1e-3, description="of ||Hv - lambda v|| / lambda_max, at which Lanczos stops")
     probes: Natural = Field(3, description="random vectors of the spectral density; 0: no density")
-    seed: Natural = 0
+    seed: Seed = 0

@@ -7,7 +7,7 @@ from typing import Literal
 import pydantic
 from pydantic import Field
 
-from sat_core.fields import Count, Frozen, Natural
+from sat_core.fields import Count, Frozen, Seed
 
 Precision = Literal["float32", "tf32"]
 
@@ -17,7 +17,7 @@ class Evaluation(Frozen):
 
     images: Count | None = Field(None, description="the first so many test images; all of them if absent")
     batch_size: Count = 512
-    seed: Natural = 0
+    seed: Seed = 0
     precision: Precision = Field(
         "float32", description="of the layers; tf32 where a GPU has it, float32 elsewhere: the record says which"
     )

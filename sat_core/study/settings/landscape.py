@@ -7,7 +7,7 @@ from typing import Annotated
 import pydantic
 from pydantic import Field
 
-from sat_core.fields import Frozen, Natural, Positive
+from sat_core.fields import Frozen, Natural, Positive, Seed
 
 
 class Landscape(Frozen):
@@ -18,7 +18,7 @@ class Landscape(Frozen):
     hessian: Positive = Field(1.0, description="half-width of the plane of the two top eigenvectors, in weight space")
     input: Positive = Field(1.0, description="half-width of the plane through the images, in epsilons")
     reattack: Natural = Field(0, description="points a side of the random plane attacked anew at each; 0: none")
-    seed: Natural = 0
+    seed: Seed = 0
 
     @pydantic.field_validator("points", "reattack")
     @classmethod
