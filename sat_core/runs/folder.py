@@ -143,9 +143,10 @@ def _put_back(run: Run, stage: str, there: dict[str, Any] | None) -> dict[str, A
     are put back. Returns the record that is there now.
     """
     name, kept = STAGES[stage].record, run.folder / KEPT
-    if not (kept / name).exists():
+    try:
+        record = read_json(kept / name)
+    except ConfigError:  # there is none, or it is damaged
         return there
-    record = read_json(kept / name)
     if _changes(run, stage, record) if there is None else record != there:
         return there
     files = record["files"] if there is None else [file for file in there["files"] if not (run.folder / file).exists()]
