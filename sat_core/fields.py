@@ -8,7 +8,7 @@ from functools import cache
 from typing import Annotated, Any, TypeVar, cast
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from sat_core.errors import ConfigError, unknown
 
@@ -29,6 +29,13 @@ def _fraction(value: Any) -> Any:
         except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError(f"'{value}' is not a number or a fraction such as 1/4") from None
     return _not_bool(value)
+
+
+def _within_reason(value: int) -> int:
+    """What torch could not even count is a slip; not worth a bound in every description of a setting."""
+    if value > 10**9:
+        raise ValueError(f"{value} is more than a thousand million")
+    return value
 
 
 def _when(value: Any, info: pydantic.ValidationInfo) -> Any:
@@ -52,8 +59,8 @@ def at(when: int | float, epochs: int) -> int:
     return when if isinstance(when, int) else round(when * epochs)
 
 
-Count = Annotated[int, Field(ge=1, le=10**9, strict=True)]
-Natural = Annotated[int, Field(ge=0, le=10**9, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True), AfterValidator(_within_reason)]
+Natural = Annotated[int, Field(ge=0, strict=True), AfterValidator(_within_reason)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Number = Annotated[float, BeforeValidator(_fraction), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]

@@ -95,8 +95,9 @@ class Study:
         for base in map(self.base_defense, (name for name in listed if name not in self.externals)):
             if base not in self.defense_names:
                 raise ConfigError(f"{self.path}: {unknown('defense', base, self.defense_names)}")
+        there = model_names() | self.model_files.keys()
         for name in {id.model for id in self.run_ids.values() if id.defense not in self.externals}:
-            if name not in (there := model_names() | self.model_files.keys()):
+            if name not in there:
                 raise ConfigError(f"{self.path}: {unknown('model', name, there)}")
 
     def _check_overrides(self) -> None:

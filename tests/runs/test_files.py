@@ -73,7 +73,7 @@ def test_a_closed_output_is_no_traceback(tiny):
         f"{sys.executable} -m sat_core status --study {tiny.path} >&-", shell=True, capture_output=True, text=True
     )
     assert said.returncode == 1 and "Traceback" not in said.stderr
-    said = subprocess.run(f"{sys.executable} -m sat_core check --study {tiny.path} >&- 2>&-", shell=True, check=True)
+    subprocess.run(f"{sys.executable} -m sat_core check --study {tiny.path} >&- 2>&-", shell=True, check=True)
 
 
 def test_from_a_folder_below_its_project_a_study_says_where_its_results_are(judged, monkeypatch, capsys):

@@ -15,7 +15,7 @@ class Resources(Frozen):
     `threads` is part of the result, because sums depend on it in the last bit. Memory and time bind on a cluster only.
     """
 
-    threads: Annotated[Count, Field(le=1024)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
     mem_mb: Annotated[int, Field(ge=500, strict=True, description="main memory; a second attempt gets twice this")] = (
         4000
     )
