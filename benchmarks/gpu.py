@@ -2,13 +2,13 @@
 
     python benchmarks/gpu.py
 
-prints each table as soon as it is measured, and adds it to results/bench/gpu.json; a part that fails is named at the
-end, and the others go on. Checks come first: input gradients and attacks against the processor's, CUDA graphs against
-the loop, a training against its repetition. Then images a second, and the share of the floor (see docs/performance.md),
-of training steps in each precision, beside the loop that most codes write and, where it is installed, torchattacks;
-then memory; then AutoAttack in strict float32 and in TF32, image by image. Images are noise where only time counts,
-else scikit-learn's digits. What there is no time left for is left out and named. ``--device cpu --small`` takes the
-same way without a GPU, on next to nothing.
+prints each table as soon as it is measured, and adds it to results/bench/gpu.json; what fails, and what a graph finds
+otherwise than the loop, is named at the end, and the rest goes on. Checks come first: input gradients and attacks
+against the processor's, CUDA graphs against the loop, a training against its repetition. Then images a second, and the
+share of the floor (see docs/performance.md), of training steps in each precision, beside the loop that most codes write
+and, where it is installed, torchattacks; then memory; then AutoAttack in strict float32 and in TF32, image by image.
+Images are noise where only time counts, else scikit-learn's digits. What there is no time left for is left out and
+named. ``--device cpu --small`` takes the same way without a GPU, on next to nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,38 @@ from sat_core.runs.trainer import Trainer
 from sat_core.study import Study
 
 MINUTES = 9.0
+SAME = "the same to the bit"
 LAST = 100
 """So many seconds before they are over nothing is begun any more."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained twice the same, and by graph against by loop."""
+
+    defense: str = "madry"
+    options: dict[str, Any] = field(default_factory=dict)
+    model: str = "cnn"
+    precision: str = "float32"
+
+
+def paced(start: float, stop: float, **options: Any) -> dict[str, Any]:
+    """A limit that stops some samples and not others, and is another one in each of three epochs."""
+    return options | {"curriculum": {"kind": "linear", "epochs": [0, 3], "start": start, "stop": stop}}
+
+
+CASES = {
+    "madry": Case(),
+    "trades": Case("trades", {"beta": 1}),
+    "psat": Case("psat", paced(-0.3, 0.6)),
+    "hsat": Case("hsat", paced(0.35, 0.8)),
+    "hsat, gauss_newton": Case("hsat", paced(0.35, 0.8, metric="gauss_newton")),
+    "fat, no noise": Case("fat", {"omega": 0}),
+    "fat, noise, none stops": Case("fat", {"tau": 10}),  # else a graph draws for steps that the loop leaves out
+    "psat, bfloat16": Case("psat", paced(-0.3, 0.6), precision="bfloat16"),
+    "madry, batch norm": Case(model="preactresnet18"),
+    "psat, batch norm": Case("psat", paced(-0.3, 0.6), model="preactresnet18"),
+}
 
 
 @dataclass(frozen=True)
@@ -59,21 +89,28 @@ class Size:
 
     batch: int = 128
     rounds: int = 10
-    epochs: int = 2
+    epochs: int = 3
     trained: int = 8
     judged: int = 128
-    defenses: tuple[str, ...] = ("madry", "trades", "psat", "hsat", "fat")
+    cases: tuple[str, ...] = tuple(CASES)
     steps: tuple[tuple[str, int], ...] = (("cnn", 40), ("preactresnet18", 10))
     memory: tuple[str, ...] = ("cnn", "preactresnet18", "wrn-34-10")
 
 
 SMALL = Size(
-    batch=8, rounds=1, epochs=1, trained=2, judged=4, defenses=("madry", "hsat"), steps=(("cnn", 3),), memory=("cnn",)
+    batch=8,
+    rounds=1,
+    epochs=1,
+    trained=2,
+    judged=4,
+    cases=("madry", "psat", "fat, noise, none stops"),
+    steps=(("cnn", 3),),
+    memory=("cnn",),
 )
 
 
 def again(work: Work) -> Work:
-    """Where there is no GPU: work that is simply done again."""
+    """Where there is no GPU: work that is simply done again; not H-SAT's, which looks at what the first time saw."""
     work()
     return work
 
@@ -83,13 +120,11 @@ def capture_on(device: torch.device) -> Callable[[Work], Work]:
     return cuda_graph if device.type == "cuda" else again
 
 
-def digits(size: Size, model: str, defense: str, device: torch.device | None = None, **training: Any) -> Trainer:
+def digits(case: Case, epochs: int, device: torch.device | None = None) -> Trainer:
     """A Trainer on scikit-learn's digits; to be called in a folder of its own."""
-    settings = {"training": {"epochs": max(size.epochs, 2), "milestones": [], **training}, "attack": {"steps": 10}}
-    paced = {"curriculum": {"kind": "linear", "epochs": [0, 1]}}
-    options = {"psat": paced, "hsat": paced, "trades": {"beta": 1}, "fat": {"omega": 0}}
-    table = {"dataset": "digits", "models": [model], "defenses": [defense], "epsilons": [0.2], "seeds": [0]}
-    overrides = [{"set": settings | {"options": options.get(defense, {})}}]
+    training = {"epochs": max(epochs, 3), "milestones": [], "precision": case.precision}
+    table = {"dataset": "digits", "models": [case.model], "defenses": [case.defense], "epsilons": [0.2], "seeds": [0]}
+    overrides = [{"set": {"training": training, "attack": {"steps": 10}, "options": case.options}}]
     Path("digits.yaml").write_text(yaml.safe_dump({"tables": {"t": table}, "overrides": overrides}))
     return Trainer(next(iter(Study("digits.yaml").runs)), device)
 
@@ -106,7 +141,7 @@ def epochs(trainer: Trainer, count: int) -> dict[str, Tensor]:
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> str:
     """Whether two networks are the same to the bit, and how far apart they are where not."""
     if all(torch.equal(one[name], other[name]) for name in one):
-        return "the same to the bit"
+        return SAME
     return f"{max(float((one[name] - other[name]).abs().max()) for name in one):.1e} apart"
 
 
@@ -140,14 +175,19 @@ def against_the_processor(device: torch.device, size: Size) -> Iterator[dict[str
 def against_itself(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
     """Trainings on digits: twice the same, and by graph against by loop, from which here nothing leaves either."""
     before = dict(attacks.PARTS)
-    for defense in size.defenses:
+    for name in size.cases:
         weights, attacks.PARTS[device.type] = [], 1
         for by_graph in (True, True, False):
-            trainer = digits(size, "cnn", defense)
+            trainer = digits(CASES[name], size.epochs)
             graphs = Graphs(trainer.run.training.batch_size, capture=capture_on(device)) if by_graph else None
             trainer.attack = replace(trainer.attack, graphs=graphs)
             weights.append(epochs(trainer, size.epochs))
-        yield {"defense": defense, "again": same(*weights[:2]), "graph and loop": same(*weights[1:])}
+        yield {
+            "training": name,
+            "PGD steps a sample": trainer.history[-1]["steps"],
+            "again": same(*weights[:2]),
+            "graph and loop": same(*weights[1:]),
+        }
     attacks.PARTS.clear()
     attacks.PARTS.update(before)
 
@@ -155,7 +195,7 @@ def against_itself(device: torch.device, size: Size) -> Iterator[dict[str, objec
 def one_epoch(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
     """An epoch on digits on the processor and on the device, whose random numbers differ."""
     for place in (torch.device("cpu"), device):
-        trainer = digits(size, "cnn", "madry", place)
+        trainer = digits(CASES["madry"], 1, place)
         epochs(trainer, 1)
         row = trainer.history[0]
         yield {"device": place.type} | {name: row[name] for name in ("loss", "validation_clean", "validation_robust")}
@@ -163,73 +203,109 @@ def one_epoch(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
 
 def speed(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
     """Training steps against their floor and against what others write, taking turns."""
-    precisions = ("float32", "tf32", "bfloat16") if device.type == "cuda" else ("float32",)
-    for (model, pgd), precision in ((m, p) for m in size.steps for p in precisions):
-        with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
-            trainers = steps.make_trainers(Path(name), model, precision, size.batch, pgd)
-            ours = trainers["madry"]
-            index, x, y = next(ours.train_images.batches(torch.arange(size.batch), size.batch))
-            plain = steps.plain(ours.model)
-            actions: dict[str, Callable[[], object]] = {
-                defense: partial(trainers[defense].step, index, x, y) for defense in ("madry", "trades", "psat", "hsat")
-            }
-            others = steps.make_trainers(Path(name), model, precision, size.batch, pgd)
-            others["madry"].attack = replace(others["madry"].attack, graphs=None)
-            actions["madry, no graph"] = partial(others["madry"].step, index, x, y)
-            if device.type == "cuda" and not is_small(ours.model):  # whether that limit is where it should be
-                graphs = Graphs(size.batch, stopping=True)
-                others["psat"].attack = replace(others["psat"].attack, graphs=graphs)
-                actions["psat, by graph"] = partial(others["psat"].step, index, x, y)
-            if precision != "bfloat16":  # others' code does not ask for it
-                peers = [p for p in steps.PEERS[:2] if p != "torchattacks" or importlib.util.find_spec("torchattacks")]
-                for peer in peers:
-                    actions[peer] = steps.peer_step(plain, steps.peer_attack(peer, plain, pgd), x, y)
-            parts = steps.floor_parts(ours.model, x, y, pgd, capture_on(device))
-            times = pd.DataFrame(steps.measure(parts | actions, size.rounds))
-        for title in actions:
-            floor = steps.floor_of(title if title in steps.DEFENSES else "madry", times)
-            yield {
-                "network": f"{model}, PGD-{pgd}",
-                "precision": precision,
-                "step": title,
-                "images/s": size.batch / times[title].median(),
-                "ms": 1e3 * times[title].median(),
-                "x floor": (times[title] / floor).median(),
-            }
+    for model, pgd in size.steps:
+        for precision in ("float32", "tf32", "bfloat16") if is_new(device) else ("float32",):
+            yield from or_its_error(model, precision, speed_of(device, size, model, pgd, precision))
+
+
+def is_new(device: torch.device) -> bool:
+    """Whether its arithmetic units know TF32 and bfloat16."""
+    return device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def or_its_error(network: str, part: str, rows: Iterator[dict[str, object]]) -> Iterator[dict[str, object]]:
+    """Rows or, in the place of one that fails, its error: what the others find is worth having, too."""
+    try:
+        yield from rows
+    except Exception as error:
+        traceback.print_exc()
+        yield {"network": network, "failed": part, "error": repr(error)}
+
+
+def speed_of(device: torch.device, size: Size, model: str, pgd: int, precision: str) -> Iterator[dict[str, object]]:
+    """The rows of one network in one precision."""
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+        trainers = steps.make_trainers(Path(name), model, precision, size.batch, pgd)
+        ours = trainers["madry"]
+        index, x, y = next(ours.train_images.batches(torch.arange(size.batch), size.batch))
+        plain = steps.plain(ours.model)
+        actions: dict[str, Callable[[], object]] = {
+            defense: partial(trainers[defense].step, index, x, y) for defense in ("madry", "trades", "psat", "hsat")
+        }
+        others = steps.make_trainers(Path(name), model, precision, size.batch, pgd)
+        others["madry"].attack = replace(others["madry"].attack, graphs=None)
+        actions["madry, no graph"] = partial(others["madry"].step, index, x, y)
+        nchw = steps.make_trainers(Path(name), model, precision, size.batch, pgd)["madry"]
+        nchw.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        actions["madry, NCHW"] = partial(nchw.step, index, x, y)  # whether ours is the better layout in each
+        if device.type == "cuda" and not is_small(ours.model):  # whether that limit is where it should be
+            graphs = Graphs(size.batch, stopping=True)
+            others["psat"].attack = replace(others["psat"].attack, graphs=graphs)
+            actions["psat, by graph"] = partial(others["psat"].step, index, x, y)
+        if precision != "bfloat16":  # others' code does not ask for it
+            peers = [p for p in steps.PEERS[:2] if p != "torchattacks" or importlib.util.find_spec("torchattacks")]
+            for peer in peers:
+                actions[peer] = loosely(steps.peer_step(plain, steps.peer_attack(peer, plain, pgd), x, y))
+        parts = steps.floor_parts(ours.model, x, y, pgd, capture_on(device))
+        times = pd.DataFrame(steps.measure(parts | actions, size.rounds))
+    for title in actions:
+        floor = steps.floor_of(title if title in steps.DEFENSES else "madry", times)
+        yield {
+            "network": f"{model}, PGD-{pgd}",
+            "precision": precision,
+            "step": title,
+            "images/s": size.batch / times[title].median(),
+            "ms": 1e3 * times[title].median(),
+            "x floor": (times[title] / floor).median(),
+        }
+
+
+def loosely(step: Callable[[], object]) -> Callable[[], None]:
+    """The same with whatever kernels cuDNN likes, as others call it, and not its deterministic ones."""
+
+    def action() -> None:
+        torch.backends.cudnn.deterministic = False
+        step()
+        torch.backends.cudnn.deterministic = True
+
+    return action
 
 
 def memory(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
     """Peak memory in tensors of one training step, and of the curvature of 100 images; on the processor not known."""
     for name in size.memory:
-        shape = steps.SHAPES.get(name, (3, 32, 32))
-        row: dict[str, object] = {"network": name, "batch": size.batch}
-        for what in ("float32 step", "bfloat16 step", "curvature"):
-            gc.collect()  # a learning rate's schedule holds its optimiser's tensors in a circle
-            torch.manual_seed(0)
-            before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-            model = models.build(name, shape, 10, [0.5] * shape[0], [0.25] * shape[0]).to(device)
-            models.compute_in("bfloat16" if what.startswith("bf") else "float32", model)
-            x, y = torch.rand(size.batch, *shape, device=device), torch.randint(10, (size.batch,), device=device)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            if what == "curvature":
-                lambda_max(
-                    Objective(model.eval(), x[:100], y[:100]), steps=40 if device.type == "cuda" else 3, tolerance=0
-                )
-            else:
-                attack = PGD(8 / 255, 2 / 255, 2)
-                found = attack(model.train(), x, cross_entropy(y), start=x).x
-                F.cross_entropy(model(found), y).backward()
-                torch.optim.SGD(model.parameters(), 0.1, 0.9, fused=True).step()
-            row[f"{what}, GB"] = (torch.cuda.max_memory_allocated() - before) / 1e9 if device.type == "cuda" else None
-            del model
-        yield row
+        yield from or_its_error(name, "memory", memory_of(device, size, name))
+
+
+def memory_of(device: torch.device, size: Size, name: str) -> Iterator[dict[str, object]]:
+    """The row of one network."""
+    shape = steps.SHAPES.get(name, (3, 32, 32))
+    row: dict[str, object] = {"network": name, "batch": size.batch}
+    for what in ("float32 step", "bfloat16 step", "curvature"):
+        gc.collect()  # a learning rate's schedule holds its optimiser's tensors in a circle
+        torch.manual_seed(0)
+        before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+        model = models.build(name, shape, 10, [0.5] * shape[0], [0.25] * shape[0]).to(device)
+        models.compute_in("bfloat16" if what.startswith("bf") else "float32", model)
+        x, y = torch.rand(size.batch, *shape, device=device), torch.randint(10, (size.batch,), device=device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        if what == "curvature":
+            lambda_max(Objective(model.eval(), x[:100], y[:100]), steps=40 if device.type == "cuda" else 3, tolerance=0)
+        else:
+            attack = PGD(8 / 255, 2 / 255, 2)
+            found = attack(model.train(), x, cross_entropy(y), start=x).x
+            F.cross_entropy(model(found), y).backward()
+            torch.optim.SGD(model.parameters(), 0.1, 0.9, fused=True).step()
+        row[f"{what}, GB"] = (torch.cuda.max_memory_allocated() - before) / 1e9 if device.type == "cuda" else None
+        del model
+    yield row
 
 
 def verdicts(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
     """AutoAttack on networks trained on digits, in strict float32 and in TF32: seconds, and images judged otherwise."""
     for name in ("cnn", "preactresnet18")[: len(size.steps)]:
-        trainer = digits(size, name, "madry", epochs=size.trained)
+        trainer = digits(Case(model=name), size.trained)
         epochs(trainer, size.trained)
         x, y = trainer.validation_images.batch(slice(0, size.judged))
         found = []
@@ -271,14 +347,11 @@ def main() -> None:
     for part in PARTS:
         rows: list[dict[str, object]] = []
         with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
-            try:
-                found = part(device, size)
-                while time.monotonic() < until and (row := next(found, None)):
-                    rows.append(row)
-            except Exception as error:  # what the others find is worth having, too
-                traceback.print_exc()
-                failed.append(part.__name__)
-                rows.append({"error": repr(error)})
+            found = or_its_error("", part.__name__, part(device, size))
+            while time.monotonic() < until and (row := next(found, None)):
+                rows.append(row)
+        if any("error" in row or str(row.get("graph and loop", SAME)) != SAME for row in rows):
+            failed.append(part.__name__)
         if time.monotonic() > until:
             print(f"{part.__name__}: cut short after {len(rows)} rows, {MINUTES:g} minutes are nearly over")
         content |= {part.__name__: rows, "seconds": time.monotonic() - began}

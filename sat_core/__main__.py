@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
             if isinstance(error, Interrupted):
                 folder.count_interruption(run, options.verb)
             if lacks_memory(error) and re.search("cuda|cudnn|cublas|engine", str(error).lower()):
-                error = no_room(out_of_memory(options.verb))
+                error = no_room(error, out_of_memory(options.verb))
             if isinstance(error, Hopeless) and options.verb in folder.STAGES:
                 folder.give_up(run, options.verb, error)
             raise error from None
@@ -210,13 +210,15 @@ def out_of_memory(verb: str) -> str:
     return f"out of memory; lower {part}.batch_size"
 
 
-def no_room(said: str) -> ConfigError:
-    """A GPU's memory was too small; that alone is no reason to try again, that others took of it is."""
-    from sat_core.runs.device import shares_gpu
+def no_room(error: BaseException, said: str) -> ConfigError:
+    """A GPU's memory was too small: no reason to try again, unless others took of it, or the GPU may be ill."""
+    from sat_core.runs.device import gpu_name, shares_gpu
 
     if shares_gpu():
         return ConfigError(f"{said}, or resources.runs_per_gpu: others work on this GPU")
-    return Hopeless(said)
+    if not lacks_memory(error, surely=True):
+        return ConfigError(f"{said}, unless {gpu_name()} is out of order; it said: {str(error).splitlines()[0]}")
+    return Hopeless(f"{said}; it was {gpu_name()}")
 
 
 def _stop(number: int, _: object) -> NoReturn:
@@ -248,9 +250,11 @@ def begin(study: Study, run: Run) -> None:
 
         keep(study)
     if not complete:
+        from sat_core.runs.device import free_memory
         from sat_core.runs.train import train
 
         train(run)
+        free_memory()
 
 
 def finish(study: Study, run: Run, stage: str) -> None:

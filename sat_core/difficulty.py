@@ -157,6 +157,7 @@ def capture(*modules: nn.Module, deltas: bool = False) -> Iterator[Capture]:
 
     def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen.inputs[module] = inputs[0].detach()
+        seen.deltas.pop(module, None)  # of a pass that ended in an error
         if deltas and output.requires_grad:
             output.register_hook(partial(keep, module))
 

@@ -22,17 +22,18 @@ class Interrupted(BaseException):
     """
 
 
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that there was too little memory.
+def lacks_memory(error: BaseException, surely: bool = False) -> bool:
+    """Whether an error says that there was too little memory; ``surely``: in words that mean nothing else.
 
-    cuDNN and cuBLAS say so in words of their own where theirs is what there was no room for; cuDNN, too, where no way
-    that it knows of computing a layer fits.
+    cuDNN and cuBLAS have words of their own where theirs is what there was no room for; cuDNN, too, where no way that
+    it knows of computing a layer fits. A GPU that is out of order may say the same.
     """
-    if error.__context__ is not None and lacks_memory(error.__context__):  # a capture that it ends has words of its own
+    if error.__context__ is not None and lacks_memory(error.__context__, surely):  # of a capture that this one ended
         return True
-    said = f"{type(error).__name__} {error}".lower()
-    words = "out ?of ?memory|can't allocate memory|alloc_failed|cudnn_status_internal_error|unable to find an engine"
-    return bool(re.search(f"{words}|cublas_status_not_initialized", said))
+    words = "out ?of ?memory|can't allocate memory|alloc_failed"
+    if not surely:
+        words += "|cudnn_status_internal_error|unable to find an engine|cublas_status_not_initialized"
+    return bool(re.search(words, f"{type(error).__name__} {error}".lower()))
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:

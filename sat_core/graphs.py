@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import fields, is_dataclass, replace
@@ -19,9 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sat_core.errors import ConfigError, lacks_memory
+
 log = logging.getLogger(__name__)
 
 Work = Callable[[], None]
+SWITCH = "SAT_CORE_GRAPHS"
 KEPT = 2
 """So many graphs are kept, the latest: each holds the memory that its work takes, P-SAT anew each epoch."""
 
@@ -35,8 +39,8 @@ def side_stream() -> torch.cuda.Stream:
 def cuda_graph(work: Work) -> Work:
     """Do ``work``, and return what does it again: its CUDA graph. Raises RuntimeError where it waits for the GPU.
 
-    That is found out beforehand, as a capture that fails would leave the generator of random numbers unusable. Other
-    threads (one that pins memory) may call CUDA meanwhile.
+    That is found out beforehand, as a capture that fails would leave the generator of random numbers unusable: raises
+    ConfigError then, which says how to do without. Other threads (one that pins memory) may call CUDA meanwhile.
     """
     here, aside = torch.cuda.current_stream(), side_stream()
     aside.wait_stream(here)
@@ -46,9 +50,24 @@ def cuda_graph(work: Work) -> Work:
     finally:
         here.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-        work()
+    try:
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+            work()
+    except RuntimeError as error:
+        if lacks_memory(error):
+            raise
+        raise ConfigError(
+            f"a step of the attack cannot be captured as a CUDA graph: {str(error).splitlines()[0]}; with {SWITCH}=0 "
+            "in the environment the training does without, and finds the same"
+        ) from error
+    finally:
+        torch.cuda.set_stream(here)  # torch does not, where it is the end of the capture that fails
     return graph.replay
+
+
+def are_wanted() -> bool:
+    """Whether nobody has asked to do without, as is possible in the middle of a training: no setting, no other code."""
+    return os.environ.get(SWITCH) != "0"
 
 
 @contextlib.contextmanager
@@ -97,7 +116,7 @@ class Graphs:
         try:
             graph = Graph(call, tensors, self.capture)
         except RuntimeError as error:
-            if "synchroniz" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
+            if "synchroniz" not in str(error) and not lacks_memory(error):
                 raise
             log.warning("attacked without a CUDA graph, as it waits for the GPU or takes too much memory: %s", error)
             graph = None

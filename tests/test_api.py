@@ -80,6 +80,19 @@ def test_a_layer_that_is_met_twice_in_one_pass_is_told():
         model(torch.rand(3, 1, 4, 4)).sum().backward()
 
 
+def test_a_pass_that_came_to_nothing_leaves_nothing_behind():
+    """Such as one for whose norms a GPU had no memory: what is done instead is another pass."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    one, other = torch.rand(2, 4, 1, 4, 4)
+    norms = []
+    for passes in ((one, other), (other,)):
+        with capture(*parametric_layers(model), deltas=True) as seen:
+            for x in passes:
+                model(x).sum().backward()
+            norms.append(seen.gradient_norm_squared())
+    assert torch.equal(*norms)
+
+
 @pytest.mark.parametrize(
     "call, message",
     [

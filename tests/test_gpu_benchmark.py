@@ -15,7 +15,11 @@ def test_the_gpu_benchmark_takes_its_whole_way_on_a_processor(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["against_the_processor"][0]["input gradient, relative error"] == 0
-    assert {value for row in found["against_itself"] for value in list(row.values())[1:]} == {"the same to the bit"}
+    assert {row[two] for row in found["against_itself"] for two in ("again", "graph and loop")} == {
+        "the same to the bit"
+    }
+    steps = {row["training"]: row["PGD steps a sample"] for row in found["against_itself"]}
+    assert 0 < steps["psat"] < 10 == steps["fat, noise, none stops"]  # else no rule was looked at
     cpu, device = found["one_epoch"]
     assert cpu == device
     assert all(row["images/s"] > 0 and row["x floor"] > 0 for row in found["speed"])

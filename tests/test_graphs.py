@@ -1,7 +1,9 @@
 """PGD's steps as one graph, recorded once, on a tape that stands for the GPU: the same as the loop, to the bit."""
 
+import contextlib
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +13,8 @@ from test_attacks import batch_and_model
 
 from sat_core import attacks, defenses, models
 from sat_core.attacks import PGD, cross_entropy, uniform_start, while_correct
-from sat_core.errors import lacks_memory
-from sat_core.graphs import KEPT, Graphs
+from sat_core.errors import ConfigError, lacks_memory
+from sat_core.graphs import KEPT, Graphs, are_wanted, cuda_graph
 from sat_core.runs.measure import Paced, first_ones
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Study, defense_names
@@ -132,6 +134,31 @@ def test_a_graph_that_does_not_fit_is_done_without(caplog):
     error = RuntimeError("operation failed due to a previous error during capture")
     error.__context__ = torch.OutOfMemoryError("CUDA out of memory.")
     assert lacks_memory(error) and not lacks_memory(RuntimeError("another"))
+
+
+def test_a_capture_that_fails_says_how_to_do_without(monkeypatch):
+    """Of CUDA only what cannot be had here: work that fails while it is captured, and torch left on another stream."""
+    streams = []
+
+    @contextlib.contextmanager
+    def capturing(*_, **__):
+        yield
+        raise RuntimeError("operation not permitted\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: here)
+    monkeypatch.setattr("sat_core.graphs.side_stream", lambda: here)
+    monkeypatch.setattr("sat_core.graphs.forbidding_waits", contextlib.nullcontext)
+    here = SimpleNamespace(wait_stream=lambda _: None)
+    with pytest.raises(ConfigError, match=r"CUDA graph: operation not permitted; with SAT_CORE_GRAPHS=0 in the env"):
+        cuda_graph(lambda: None)
+    assert streams == [here]
+    assert are_wanted()
+    monkeypatch.setenv("SAT_CORE_GRAPHS", "0")
+    assert not are_wanted()
 
 
 def test_what_a_rehearsal_times_is_by_graph_where_the_training_is():

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import re
 import resource
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import filelock
 import torch
+import torch.nn.functional as F
 
 from sat_core.errors import ConfigError
 from sat_core.study import Run
 
 log = logging.getLogger(__name__)
+Precision = TypeVar("Precision", bound=str)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
 HELD: list[filelock.BaseFileLock] = []
 """The GPU that this process has taken; freed when it ends, whatever ends it."""
+PLANS = 2000
+"""So many ways of computing a layer are kept by each thread that calls cuDNN, each 200 kB or so: every size of a batch
+has its own, and batches that shrink have many. Torch keeps five times as many."""
 DRIVER = Path("/dev/nvidiactl")
 """There where NVIDIA's driver is."""
 
@@ -39,9 +45,9 @@ def take_device(run: Run) -> torch.device:
         return torch.device("cpu")
     if torch.cuda.is_available():
         torch.backends.cudnn.deterministic = True
+        os.environ.setdefault("TORCH_CUDNN_V8_API_LRU_CACHE_LIMIT", str(PLANS))
         if not HELD:  # a process stays where it is
-            torch.cuda.set_device(free_gpu(torch.cuda.device_count()))
-        try_gpu()
+            try_gpu(free_gpu(torch.cuda.device_count()))
         return torch.device("cuda")
     if DRIVER.exists():
         why = f"its driver may be too old for CUDA {torch.version.cuda} (nvidia-smi shows both)"
@@ -65,9 +71,24 @@ def shares_gpu() -> bool:
     return total - free > torch.cuda.memory_reserved() + 1e9
 
 
-def try_gpu() -> None:
-    """Raise ConfigError unless torch has kernels for the GPU in use, and one runs."""
-    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+def gpu_name() -> str:
+    """The GPU in use and its memory, for a sentence about either."""
+    if not torch.cuda.is_available():
+        return "the GPU"
+    has = torch.cuda.get_device_properties()
+    return f"{has.name} with {has.total_memory / 1e9:.0f} GB"
+
+
+def free_memory() -> None:
+    """Give back what nothing holds any more: CUDA graphs hold themselves in a circle, and with it their memory."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def try_gpu(number: int) -> None:
+    """From now on use the GPU of this number. Raises ConfigError unless torch has kernels for it, and they run."""
+    name, capability = torch.cuda.get_device_name(number), torch.cuda.get_device_capability(number)
     if torch.version.cuda and not has_kernels(capability, built := torch.cuda.get_arch_list()):
         raise ConfigError(
             f"torch {torch.__version__} has no kernels for this job's GPU, {name} (sm_{capability[0]}{capability[1]}), "
@@ -75,11 +96,15 @@ def try_gpu() -> None:
             "set resources: {gpus: 0}"
         )
     try:
-        torch.ones(1, device="cuda").add_(1).item()
+        torch.cuda.set_device(number)
+        x = torch.ones(2, 3, 8, 8, device="cuda", requires_grad=True)
+        y = F.conv2d(x, torch.ones(4, 3, 3, 3, device="cuda")).flatten(1)  # cuDNN's, then cuBLAS's
+        (y @ y.mT).sum().backward()
+        torch.cuda.synchronize()
     except RuntimeError as error:
         raise ConfigError(
-            f"this job's GPU, {name}, fails at the first kernel: {str(error).splitlines()[0]} (to go on without a GPU, "
-            "set resources: {gpus: 0})"
+            f"this job's GPU, {name}, fails at the first kernels: {str(error).splitlines()[0]} (to go on without a GPU,"
+            " set resources: {gpus: 0})"
         ) from None
 
 
@@ -94,6 +119,14 @@ def has_kernels(capability: tuple[int, int], built: list[str]) -> bool:
         if fits and (kind == "compute" or made_for[0] == capability[0]):
             return True
     return False
+
+
+def precision_on(device: torch.device, asked: Precision) -> Precision | Literal["float32"]:
+    """What the device computes in if it is asked to: TF32 came with NVIDIA's compute capability 8.0."""
+    if asked == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        log.warning("tf32 is not to be had on %s, which computes in float32", device_name(device))
+        return "float32"
+    return asked
 
 
 def best_precision(device: torch.device) -> Literal["float32", "bfloat16"]:

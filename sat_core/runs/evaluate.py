@@ -19,7 +19,7 @@ from sat_core.errors import ConfigError
 from sat_core.judge import ATTACKS, attack_standing, square_lowers, warnings_of_autoattack
 from sat_core.runs import folder
 from sat_core.runs.data import load
-from sat_core.runs.device import device_name, take_device
+from sat_core.runs.device import device_name, precision_on, take_device
 from sat_core.runs.files import atomic, checksum, read_json, sole_writer, write_json
 from sat_core.runs.heartbeat import Heart, beating
 from sat_core.runs.images import Images
@@ -81,14 +81,6 @@ def judged_blocks(
         judging.block_is_done(blocks[-1])
         log.info("%s weights: block %d of %d judged", which, first // size + 1, len(starts))
     return blocks
-
-
-def precision_on(device: torch.device, asked: Precision) -> Precision:
-    """What the device computes in if it is asked to: TF32 came with NVIDIA's compute capability 8.0."""
-    if asked == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
-        log.warning("tf32 is not to be had on %s: judging in float32", device_name(device))
-        return "float32"
-    return asked
 
 
 def judged_block(

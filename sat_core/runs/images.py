@@ -59,7 +59,7 @@ class Images:
         )
         for index, pixels, labels in loader:
             x = pixels.to(self.device, non_blocking=True).to(torch.float32).div_(self.scale)
-            yield index.to(self.device), x, labels.to(self.device)
+            yield index.to(self.device, non_blocking=True), x, labels.to(self.device, non_blocking=True)
 
     def to(self, device: torch.device) -> Images:
         """The same images for work on ``device``: moved there if they take less than half of its free memory."""

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from timeit import timeit
+from timeit import default_timer, timeit
 from typing import Any, Literal, cast
 
 import psutil
@@ -20,6 +20,7 @@ import pyautoattack
 import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
+from torch.utils.benchmark import timer as synchronized
 
 from sat_core import models
 from sat_core.attacks import PGD, InnerLoss, Iterate, Perturbation, StoppingRule, cross_entropy, uniform_start
@@ -28,9 +29,9 @@ from sat_core.hessian import Objective, gaussians
 from sat_core.judge import LENGTHS
 from sat_core.runs import folder
 from sat_core.runs.data import load
-from sat_core.runs.device import device_name, peak_memory, take_device
+from sat_core.runs.device import device_name, free_memory, peak_memory, take_device
 from sat_core.runs.files import read_json, write_json
-from sat_core.runs.network import predict, trained_model, validation_attack
+from sat_core.runs.network import at_once, predict, trained_model, validation_attack
 from sat_core.runs.predict import left_to_others
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Run, Study
@@ -41,8 +42,6 @@ log = logging.getLogger(__name__)
 SECONDS = 0.2
 """For which each piece is repeated, once it is warm; the median counts. AutoAttack's are many, and the median over all
 runs of a network: an eighth will do."""
-VALIDATED = 250
-"""Images at a time in validation."""
 SLOW = 5.0
 """Seconds after which a processor is not asked again, nor an attack timed on larger blocks: by then noise is small, and
 time in proportion."""
@@ -67,17 +66,18 @@ def measure(rehearsal: Study, run: Run, real: Run) -> None:
     (images,) = load(run, "test")
     model, _ = trained_model(run, device)
     judged = min(real.evaluation.batch_size, real.evaluation.images or len(images))
-    x, y = (part.to(device) for part in images.batch(slice(0, max(VALIDATED, judged, real.curvature.batch_size))))
+    validated = at_once(real, model, device)
+    x, y = (part.to(device) for part in images.batch(slice(0, max(validated, judged, real.curvature.batch_size))))
     pieces: dict[str, tuple[Callable[[int], Any], int]] = {
         "training": (lambda _: training(run), 1),
-        "validation": (lambda n: validation(run, model, x[:n], y[:n]), VALIDATED),
+        "validation": (lambda n: validation(run, model, x[:n], y[:n]), validated),
         "judging": (lambda n: judging(model, x[:n], run.data.classes), judged),
     }
     if run.external:
         del pieces["training"]
     if not {"curvature", "landscape"}.isdisjoint(folder.stages_of(rehearsal, run.id)):
-        at_once = min(real.curvature.images, real.curvature.batch_size)
-        pieces["curvature"] = (lambda n: curvature(model, x[:n], y[:n], real.curvature), at_once)
+        curved = min(real.curvature.images, real.curvature.batch_size)
+        pieces["curvature"] = (lambda n: curvature(model, x[:n], y[:n], real.curvature), curved)
     content["left"] = [name for name in left_to_others(run, rehearsal.runs, content) if name in pieces]
     for name in content["left"]:
         del pieces[name]
@@ -98,8 +98,8 @@ def measure(rehearsal: Study, run: Run, real: Run) -> None:
 def as_many_as_fit(piece: Callable[[int], Any], images: int, device: torch.device) -> tuple[Any, int]:
     """What ``piece`` gives of so many images or, while the GPU's memory is short, of half as many; and how many."""
     while True:
+        free_memory()
         if device.type == "cuda":
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         try:
             return piece(images), images
@@ -124,12 +124,14 @@ def seconds(work: Callable[[], object], least: float = SECONDS) -> float:
 
     On a processor the time of once, where that is longer than SLOW.
     """
-    if not torch.cuda.is_initialized():
+    on_gpu = torch.cuda.is_initialized()
+    if not on_gpu:
         if (once := timeit(work, number=1)) > SLOW:
             return once
         if once > least:
             return timeit(work, number=1)  # as the timer would, but for its own first time
-    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    clock = synchronized if on_gpu else default_timer  # the former would begin to use a GPU, were there one
+    timer = Timer("work()", timer=clock, globals={"work": work}, num_threads=torch.get_num_threads())
     return float(timer.blocked_autorange(min_run_time=least).median)
 
 

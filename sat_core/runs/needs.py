@@ -24,6 +24,8 @@ JOB_MB = 500
 """Main memory of the two Snakemakes that a job on a cluster consists of."""
 USABLE = 0.9
 """Of a GPU's memory."""
+OWN_MB = 600
+"""What a process takes of it beside torch's tensors: CUDA's context, and what cuDNN and cuBLAS have."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def _on_gpu(cells: list[Cell]) -> list[Misfit]:
     if "gpu" not in costs.memory:
         return []
     name, found = f"{first.dataset}/{first.model}", []
-    peak, room, shared = costs.memory["gpu"], USABLE * costs.measured["gpu_mb"], first.resources.runs_per_gpu
+    peak, room, shared = costs.memory["gpu"] + OWN_MB, USABLE * costs.measured["gpu_mb"], first.resources.runs_per_gpu
     if shared * peak > room:
         fits = max(n for n in (1, 2, 4, 8) if n == 1 or n * peak <= room)
         said = f"{name}: runs_per_gpu {shared}, but one takes {peak:.0f} MB of the GPU's {room / USABLE:.0f}"

@@ -41,7 +41,7 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
     return model.eval()(x).argmax(dim=1)
 
 
-def accuracies(model: nn.Module, images: Images, attack: PGD, batch_size: int = 250) -> tuple[float, float]:
+def accuracies(model: nn.Module, images: Images, attack: PGD, batch_size: int) -> tuple[float, float]:
     """Clean accuracy and accuracy under ``attack`` on cross entropy, both in [0, 1].
 
     An image counts as broken as soon as any iterate is misclassified, and is not attacked further.
@@ -68,6 +68,13 @@ SMALL = 2_000_000
 def is_small(model: nn.Module) -> bool:
     """Whether a GPU, on such a network, waits for the processor and not the other way round."""
     return sum(parameter.numel() for parameter in model.parameters()) < SMALL
+
+
+def at_once(run: Run, model: nn.Module, device: torch.device) -> int:
+    """How many images are validated at a time: on a GPU as many as fit beside a training, or fill it."""
+    if device.type != "cuda":
+        return 250
+    return 2000 if is_small(model) else run.training.batch_size
 
 
 def training_attack(run: Run) -> PGD:

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
+LONG = 60
+"""Seconds of a validation, which no signal interrupts, before which a checkpoint is saved: jobs are warned in time."""
+
 
 def train(run: Run) -> None:
     """Train ``run`` in its folder, from its checkpoint if there is one, or do nothing if it is complete.
@@ -68,7 +71,7 @@ def begun(run: Run) -> tuple[Trainer, dict[str, str]]:
 
 def take_epochs(trainer: Trainer, snapshots: dict[str, str], received: list[int], heart: Heart, shown: Board) -> None:
     """Take the epochs that are left, saving and showing what comes of them; raises Interrupted after a signal."""
-    run, saved = trainer.run, time.monotonic()
+    run, saved, validating = trainer.run, time.monotonic(), 0.0
     path, made_of = run.folder / folder.CHECKPOINT, folder.present(run, "train")
 
     def save() -> None:
@@ -83,7 +86,12 @@ def take_epochs(trainer: Trainer, snapshots: dict[str, str], received: list[int]
                 save()
                 saved = time.monotonic()
             stop_if(received, trainer)
+        if validating > LONG:
+            trainer.check_loss()
+            save()
+        began = time.monotonic()
         trainer.finish_epoch()
+        validating = time.monotonic() - began
         folder.write_history(run, trainer.history)
         shown.epoch()
         if trainer.epoch in run.training.snapshot_epochs:

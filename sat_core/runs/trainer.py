@@ -16,16 +16,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from sat_core import defenses, models
+from sat_core import defenses, graphs, models
 from sat_core.augmentation import AUGMENTATIONS
 from sat_core.awp import adversarial_weights
 from sat_core.errors import Hopeless
 from sat_core.fields import at
-from sat_core.graphs import Graphs
 from sat_core.runs import optimiser
 from sat_core.runs.data import load
-from sat_core.runs.device import best_precision, device_name, peak_memory, take_device
-from sat_core.runs.network import accuracies, fresh_model, is_small, training_attack, validation_attack
+from sat_core.runs.device import best_precision, device_name, peak_memory, precision_on, take_device
+from sat_core.runs.network import accuracies, at_once, fresh_model, is_small, training_attack, validation_attack
 from sat_core.runs.trivial import as_good_as_a_constant
 from sat_core.study import Run
 
@@ -61,13 +60,13 @@ class Trainer:
         seed_everything(run.seed)
         self.model = fresh_model(run).to(self.device)
         asked = run.training.precision
-        self.compute_in(best_precision(self.device) if asked == "auto" else asked)
+        self.compute_in(best_precision(self.device) if asked == "auto" else precision_on(self.device, asked))
         self.average = optimiser.average(run.training, self.model)  # a copy, which must not call the compiled original
         if run.training.compile:
             models.compile_in_place(self.model, run.training.batch_size)
-        elif self.device.type == "cuda":
-            graphs = Graphs(run.training.batch_size, stopping=is_small(self.model))
-            self.attack = replace(self.attack, graphs=graphs)
+        elif self.device.type == "cuda" and graphs.are_wanted():
+            by_graph = graphs.Graphs(run.training.batch_size, stopping=is_small(self.model))
+            self.attack = replace(self.attack, graphs=by_graph)
         self.defense_state = self.defense.initial_state(len(self.train_images), self.device)
         config = run.training
         self.optimizer = optimiser.optimizer(config, self.model)
@@ -234,13 +233,8 @@ class Trainer:
         )
 
     def validate(self) -> tuple[float, float]:
-        """Clean and robust accuracy, in [0, 1], on the validation images under the training PGD.
-
-        On a GPU as many at a time as fit beside a training, or fill it.
-        """
-        size = 250
-        if self.device.type == "cuda":
-            size = 2000 if is_small(self.model) else self.run.training.batch_size
+        """Clean and robust accuracy, in [0, 1], on the validation images under the training PGD."""
+        size = at_once(self.run, self.model, self.device)
         return accuracies(self.network, self.validation_images, validation_attack(self.run), size)
 
     def state_dict(self) -> dict[str, Any]:

@@ -337,11 +337,10 @@ def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
 def test_a_process_stays_on_the_gpu_that_it_took(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr("sat_core.runs.device.HELD", [])
-    monkeypatch.setattr("sat_core.runs.device.try_gpu", lambda: None)
     taken = []
+    monkeypatch.setattr("sat_core.runs.device.try_gpu", taken.append)
     for name, value in (("is_available", True), ("device_count", 2)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     for _ in range(3):
         take_device(tiny.run(PSAT))
     assert taken == [0]

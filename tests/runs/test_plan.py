@@ -237,7 +237,7 @@ def test_what_a_gpu_does_not_hold_is_said(paced):
     large = ["judging", "curvature"]
     found = needs.misfits(cells_of(paced, memory_mb=memory, gpu_mb=16000.0, too_large=large), {})
     (shared,) = [misfit for misfit in found if "runs_per_gpu" in misfit.said]
-    assert shared.resources == {"runs_per_gpu": 2} and "runs_per_gpu 4, but one takes 6000 MB" in shared.said
+    assert shared.resources == {"runs_per_gpu": 2} and "runs_per_gpu 4, but one takes 6600 MB" in shared.said
     batches = [misfit for misfit in found if "batch_size" in misfit.said]
     assert not any(misfit.resources for misfit in batches)
     for setting, misfit in zip(("evaluation", "curvature"), batches, strict=True):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,24 +114,28 @@ def test_out_of_memory_is_one_sentence(tiny, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "words, surely",
     [
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
-        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
-        "GET was unable to find an engine to execute this computation",
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", False),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", False),
+        ("GET was unable to find an engine to execute this computation", False),
     ],
 )
-def test_a_library_of_the_gpu_without_memory_gets_that_sentence_and_no_second_try(tiny, monkeypatch, capsys, words):
+def test_what_is_surely_a_gpu_without_memory_is_not_tried_again(tiny, monkeypatch, capsys, words, surely):
+    """What may as well be one that is out of order is, as that of another node may be in order."""
+
     def hungry(self, index, x, y):
         raise RuntimeError(words)
 
     monkeypatch.setattr(Trainer, "step", hungry)
-    for again in ("", "(found before"):
+    for again in (False, True):
         assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 2
         said = capsys.readouterr().err
-        assert "out of memory; lower training.batch_size" in said and again in said
+        assert "out of memory; lower training.batch_size" in said
+        assert ("(found before" in said) == (again and surely)
+        assert surely or f"unless the GPU is out of order; it said: {words}" in said
 
 
 def test_a_gpu_that_others_have_filled_is_tried_again(tiny, monkeypatch, capsys):
@@ -140,7 +145,10 @@ def test_a_gpu_that_others_have_filled_is_tried_again(tiny, monkeypatch, capsys)
 
     monkeypatch.setattr(Trainer, "step", hungry)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1e9, 80e9))
-    for reserved, said in ((60e9, "runs_per_gpu: others work"), (78.5e9, "batch_size\n"), (60e9, "(found before")):
+    properties = SimpleNamespace(name="A100", total_memory=80e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: properties)
+    lower = "batch_size; it was A100 with 80 GB"
+    for reserved, said in ((60e9, "runs_per_gpu: others work"), (78.5e9, lower), (60e9, "(found before")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda reserved=reserved: reserved)
         assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 2
@@ -168,13 +176,13 @@ def test_a_gpu_that_torch_has_no_kernels_for_or_that_fails_is_one_sentence(tiny,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
     with pytest.raises(ConfigError, match=r"no kernels for this job's GPU, Tesla V100 \(sm_70\), only for sm_75, "):
         take_device(tiny.run(PSAT))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-    with pytest.raises(ConfigError, match=r"Tesla V100, fails at the first kernel: .*to go on without a GPU"):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    with pytest.raises(ConfigError, match=r"Tesla V100, fails at the first kernels: .*to go on without a GPU"):
         take_device(tiny.run(PSAT))  # there is none in this machine
 
 
@@ -199,6 +207,39 @@ def test_the_precision_of_auto_is_on_record_and_outlives_a_change_of_device(writ
     assert not folder.differences(run, "train", record["made_of"])
 
 
+def test_tf32_is_on_record_only_where_it_was_computed_in(write_study, caplog):
+    overrides = [*TINY["overrides"], {"set": {"training": {"precision": "tf32"}}}]
+    run = Study(write_study(TINY | {"overrides": overrides})).run(PSAT)
+    train(run)
+    assert json.loads((run.folder / "run.json").read_text())["precision"] == "float32"
+    assert "tf32 is not to be had on CPU" in caplog.text
+
+
+def test_before_a_long_validation_a_checkpoint_is_saved(tiny, monkeypatch):
+    """It is killed in the second: all steps before it are kept."""
+    run = tiny.run(PSAT)
+    monkeypatch.setattr("sat_core.runs.train.LONG", 0)
+    validate, validated = Trainer.validate, []
+
+    def killed(self):
+        validated.append(self.epoch)
+        if len(validated) == 2:
+            raise SystemExit
+        return validate(self)
+
+    monkeypatch.setattr(Trainer, "validate", killed)
+    with pytest.raises(SystemExit):
+        train(run)
+    state = checkpoint.load_checkpoint(run.folder / "checkpoint.pt", lambda _: [])
+    assert (state["epoch"], state["step_count"]) == (1, Trainer(run).steps_an_epoch)
+    monkeypatch.setattr(Trainer, "validate", validate)
+    train(run)
+    resumed = (run.folder / "model.safetensors").read_bytes()
+    shutil.rmtree(run.folder)
+    train(run)
+    assert (run.folder / "model.safetensors").read_bytes() == resumed
+
+
 def test_a_gpu_is_used_if_wanted_and_one_that_torch_cannot_use_is_told(write_study, tmp_path, monkeypatch, caplog):
     without = TINY | {"overrides": [*TINY["overrides"], {"set": {"resources": {"gpus": 0}}}]}
     run, alone = (Study(write_study(study)).run(PSAT) for study in (TINY, without))
@@ -219,7 +260,7 @@ def test_validation_of_images_that_are_all_misclassified():
     model = models.build("cnn", (1, 8, 8), 10, mean=[0.0], std=[1.0])
     images = Images(torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8), torch.zeros(5, dtype=torch.int64))
     images.labels[:] = (predict(model, images.batch(slice(None))[0]) + 1) % 10
-    assert accuracies(model, images, PGD(0.1, 0.02, 2)) == (0, 0)
+    assert accuracies(model, images, PGD(0.1, 0.02, 2), 250) == (0, 0)
 
 
 def test_an_unusable_results_folder_is_one_sentence(tiny, capsys):
