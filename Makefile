@@ -1,4 +1,4 @@
-# Everything a stranger needs: `make demo` and `make test` on a machine with Python >= 3.11, make and git.
+# Everything a stranger needs: `make demo` and `make test` on a machine with Python 3.11 to 3.13, make and git.
 PYTHON ?= python3
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 READY := .venv/.ready
@@ -17,7 +17,7 @@ help:  ## this list
 setup: $(READY)  ## create .venv with the locked packages
 
 $(READY): pyproject.toml uv.lock | $(UV)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "error: Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + ": make setup PYTHON=python3.13")'
 	$(UV) sync --locked --quiet --extra workflow
 	@touch $@
 

@@ -187,10 +187,10 @@ def asked(options: argparse.Namespace) -> tuple[Study, Run | None]:
 
 
 def refuse_elsewhere(study: Study) -> None:
-    """Raise ConfigError in a folder of a project that has results of the study, but not there."""
+    """Raise ConfigError where there are no results of the study, but there are above its file."""
     if not study.folder.exists():
-        for above in Path.cwd().parents:
-            if study.path.resolve().is_relative_to(above) and (above / study.folder).is_dir():
+        for above in study.path.resolve().parents:
+            if (above / study.folder).is_dir():
                 raise ConfigError(f"the results of {study.path} are in {above / study.folder}: call it from {above}")
 
 

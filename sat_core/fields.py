@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping
 from fractions import Fraction
 from functools import cache
@@ -107,7 +108,7 @@ EXPECTED = {
     "model_type": MAPPING,
     "model_attributes_type": MAPPING,
     "missing": "it is missing",
-    "list_type": "a list is expected, such as [0.3] for one value",
+    "list_type": "a list is expected, such as [{input}]",
     "too_short": "at least {min_length} of them is needed",
     "int_type": "a whole number is expected",
     "int_parsing": "a whole number is expected",
@@ -124,7 +125,10 @@ def sentence(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part != "[key]")
     kind, message = first["type"], first["msg"].removeprefix("Value error, ")
-    message = EXPECTED[kind].format(**first.get("ctx", {})) if kind in EXPECTED else message
-    if not isinstance(value := first.get("input"), (Mapping, list, type(None))) and str(value) not in message:
+    value = first.get("input")
+    message = EXPECTED[kind].format(input=value, **first.get("ctx", {})) if kind in EXPECTED else message
+    if not isinstance(value, (Mapping, list, type(None))) and str(value) not in message:
         message += f", not {value!r}"
+    if kind == "string_pattern_mismatch" and re.fullmatch(first["ctx"]["pattern"], small := str(value).strip().lower()):
+        message += f"; did you mean '{small}'?"
     return f"{place}: {message}" if place else message

@@ -25,6 +25,7 @@ from sat_core.report import products
 from sat_core.report.kinds import FIGURES
 from sat_core.runs import folder
 from sat_core.runs.files import atomic
+from sat_core.runs.heartbeat import ANEW, began_otherwise
 from sat_core.study import PACKAGE, Run, Study
 from sat_core.study.file import StudyFile
 from sat_core.study.fingerprint import changes, code, own_code
@@ -35,6 +36,10 @@ log = logging.getLogger(__name__)
 
 SITE = {"gres": "gpu:1", "max_minutes": sys.maxsize, "max_mem_mb": sys.maxsize}
 """What a profile may say of the machine, under `config`, and what holds where it does not."""
+
+HOUR = 60
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""One of them is there where NVIDIA's driver is, or AMD's, or Windows' around one of them."""
 
 
 def open_study(configfiles: Sequence[str], config: Mapping[str, Any], anew: bool = True) -> Study:
@@ -115,6 +120,13 @@ def check_once(study: Study) -> None:
             file.write(text)
 
 
+def tell_without_gpu(study: Study) -> None:
+    """Say at once where trainings that ask for hours of a GPU are to be computed by a machine that has none."""
+    waiting = [run for run in study.runs if run.resources.gpus and folder.record_of(run, "train") is None]
+    if any(run.resources.train_minutes > HOUR for run in waiting) and not any(map(os.path.exists, DRIVERS)):
+        log.warning("no GPU is seen on this machine: its processors will train (on a cluster: --profile slurm)")
+
+
 def site(config: Mapping[str, Any], key: str, default: T) -> T:
     """A setting of the machine, of the type of ``default``."""
     value = config.get(key, default)
@@ -178,6 +190,9 @@ def to_redo(study: Study) -> set[str]:
     found = stale(study)
     for why in found.values():
         log.warning(why)
+    for run in study.runs:
+        if run.folder.is_dir() and folder.record_of(run, "train") is None and began_otherwise(run):
+            log.warning(f"train {run.id.path} {ANEW}")
     return set(found)
 
 

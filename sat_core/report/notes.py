@@ -48,9 +48,10 @@ def devices(rows: pd.DataFrame) -> str:
 def reading(table: Table, rows: pd.DataFrame) -> list[str]:
     """What bold, red and dashes mean."""
     ordinary = " and training without an attack" if not rows["attacked"].all() else ""
+    several = " for its network" if len(table.networks) > 1 else ""
     trivial = "at least one seed ended" if len(table.seeds) > 1 else "training ended"
     return [
-        f"Bold is the best of a column, trivial classifiers{ordinary} aside.",
+        f"Bold is the best of a column{several}, trivial classifiers{ordinary} aside.",
         f"{TRIVIAL} (red): {trivial} as a trivial classifier, which is constant, or no better than a constant.",
         missing(table, rows),
         standing(rows),

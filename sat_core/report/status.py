@@ -87,10 +87,11 @@ def look(study: Study) -> Status:
 
 def state_of(study: Study, run: Run, jobs: dict[tuple[str, str], Job], now: float) -> State:
     """Where one run is."""
-    todo = [stage for stage in folder.stages_of(study, run.id) if not folder.is_current(run, stage)]
+    stages = folder.stages_of(study, run.id)
+    todo = [stage for stage in stages if not folder.is_current(run, stage)]
     heard = heartbeat.beats(run, now) if run.folder.is_dir() else []
     alive = [beat for beat, age in heard if heartbeat.is_alive(beat, age)]
-    left: Left = dict.fromkeys(todo)
+    left: Left = dict.fromkeys(stages if "train" in todo else todo)  # of other weights all else is done again
     if alive:
         left |= {stage_of(beat): beat.left for beat in alive}
         text = "; ".join(f"{beat.doing}{of_others(run, beat)}" for beat in alive) + where(alive[0])
@@ -113,6 +114,8 @@ def state_of(study: Study, run: Run, jobs: dict[tuple[str, str], Job], now: floa
             return State(run, "stale", f"{stage}: {'; '.join(reasons)}", left)
     epochs = heartbeat.epochs_done(run) if "train" in todo else 0
     text = f"epoch {epochs}/{run.training.epochs} is done" if epochs else f"for {WAITS_FOR[todo[0]]}"
+    if "train" in todo and folder.record_of(run, "train") is None and heartbeat.began_otherwise(run):
+        text += f", which {heartbeat.ANEW}"
     return State(run, "waiting", text, left)
 
 
@@ -144,6 +147,8 @@ def failure(study: Study, run: Run, stage: str, beats: list[Beat]) -> str:
     ended = [beat for beat in beats if stage_of(beat) == stage and beat.ended and not of_others(run, beat)]
     if ended:
         return next((beat.said for beat in ended if beat.ended == "failed"), "")
+    if stage == "train" and folder.data_record(run) is None and (said := last_error(study, run, "data")):
+        return f"its data: {said}"
     return last_error(study, run, stage)
 
 
@@ -157,7 +162,8 @@ def last_error(study: Study, run: Run, stage: str) -> str:
 def last_words(study: Study, run: Run, stage: str) -> tuple[str, float]:
     """The last line of the log of whoever last tried, and when it was written; "" and 0 if nobody did."""
     logs = study.folder / "logs" / stage
-    found = [*logs.glob(f"{run.id.path}.log"), *logs.glob(f"{run.id.path}-*.log")]
+    name = run.dataset if stage == "data" else run.id.path
+    found = [*logs.glob(f"{name}.log"), *logs.glob(f"{name}-*.log")]
     if not found:
         return "", 0.0
     newest = max(found, key=lambda path: path.stat().st_mtime_ns)
@@ -193,7 +199,7 @@ def taken(state: State) -> dict[str, float]:
     """Seconds that each stage of a run that is done has taken, or that is under way will have."""
     found = dict(state.whole)
     for stage in folder.STAGES:
-        record = None if stage in state.left else folder.record_of(state.run, stage)
+        record = folder.record_of(state.run, stage) if stage not in state.left or state.word == "stale" else None
         if (seconds := folder.seconds_of(record or {})) is not None:
             found[stage] = seconds
     return found

@@ -259,7 +259,7 @@ def write_sheet(study: Study, title: str, sheet: Sheet) -> Path:
     sheet = replace(sheet, note=f"{notes.NO_RESULT} {sheet.note}") if study.file.rehearses else sheet
     content = {
         "csv": sheet.data.to_csv(index=False, float_format="%.8g"),
-        "tex": latex(sheet, title),
+        "tex": latex(sheet, f"{study.name}-{title}"),
         "html": as_html(sheet, title),
         "md": markdown(sheet),
     }

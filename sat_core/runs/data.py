@@ -199,6 +199,8 @@ def _torchvision(data: Data, name: str, **which: Any) -> Any:
         return dataset_class(data.root, download=False, **which)
     except (RuntimeError, OSError):
         pass
+    if not Path(data.root).absolute().parent.exists():  # a slip: nobody wants a tree of folders made for it
+        raise ConfigError(f"dataset '{name}': data.root: there is no folder that '{data.root}' could be made in")
     try:
         return dataset_class(data.root, download=True, **which)
     except (RuntimeError, OSError) as error:

@@ -424,7 +424,8 @@ def claim(study: Study) -> None:
     path = study.folder / ".study"
     here = Path(os.path.relpath(study.path)).as_posix()
     other = path.read_text(encoding="utf-8") if path.exists() else here
-    if other != here and Path(other).exists() and not Path(other).samefile(study.path):
+    namesake = Path(other).stem == study.name  # else somebody has copied the folder, under the name that it has now
+    if other != here and namesake and Path(other).exists() and not Path(other).samefile(study.path):
         raise ConfigError(
             f"{study.folder} holds the results of {other}; {here} has the same name, so give one of the two another"
         )

@@ -61,6 +61,9 @@ class Beat:
     at: float = 0.0
 
 
+ANEW = "begins anew: what had begun is of other settings, code or images"
+
+
 class Heart:
     """The beats of one process at work in a run's folder; see :func:`beating`."""
 
@@ -196,6 +199,14 @@ def in_training(run: Run) -> bool:
     if (run.folder / folder.STAGES["train"].record).exists():
         return False
     return any(beat.work == "train" and beat.of == hash_of(run, "train") for beat, _ in beats(run, 0.0))
+
+
+def began_otherwise(run: Run) -> bool:
+    """Whether a training has begun in the run's folder with which nobody will go on: of other settings or code."""
+    if not (run.folder / folder.CHECKPOINT).exists():
+        return False
+    begun = [beat.of for beat, _ in beats(run, 0.0) if beat.work == "train"]
+    return bool(begun) and hash_of(run, "train") not in begun
 
 
 def duration(seconds: float) -> str:

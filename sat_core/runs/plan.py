@@ -65,7 +65,7 @@ def plan(study: Study, rehearsal: Study | None, at_once: int, limits: dict[str, 
                 f"{study.path}: --write writes what a rehearsal has measured, and there is none: snakemake "
                 f"--configfile {study.path} --config rehearse=true first"
             )
-        return guess(study)
+        return guess(study, at_once)
     found = predict.in_common(found)
     cells = [cell_of(study, groups[name], costs) for name, costs in found.items() if costs is not None]
     said = [table(cells).to_string(index=False), "", summary(cells, at_once, limits)]
@@ -73,9 +73,11 @@ def plan(study: Study, rehearsal: Study | None, at_once: int, limits: dict[str, 
         said.append(f"{name} is not in this: {why_not(rehearsal, groups[name][0])}")
     misfits = needs.misfits(cells, limits)
     said += ["", *(misfit.said for misfit in misfits)] if misfits else []
-    if misfits and write:
+    if write and any(misfit.resources for misfit in misfits):
         needs.write(study, misfits)
         said.append(f"Written to {study.resources_file}, which the study uses from now on.")
+    elif write:
+        said.append("Nothing was written: all jobs ask for what they need.")
     elif any(misfit.resources for misfit in misfits):
         said += ["", "To be set, by `plan --write` or by hand:", needs.as_yaml(needs.overrides(misfits))]
     if (past := comparison(cells)) is not None:
@@ -220,7 +222,7 @@ def cost(run: Run, flops: float, parameters: int) -> dict[str, float]:
     }
 
 
-def guess(study: Study) -> str:
+def guess(study: Study, at_once: int = 1) -> str:
     """What a study may take, by operations counted on its networks and a rate that is supposed."""
     sizes = {key: forward_flops(run) for key, run in {(run.dataset, run.model): run for run in study.runs}.items()}
     rows = [
@@ -235,8 +237,12 @@ def guess(study: Study) -> str:
             columns[f"{part} {device}"] = (table[part] / (rate * 1e12)).map(duration)
     columns["disk GB"] = (table["bytes"] / 1e9).map("{:.3g}".format)
     rates = " and ".join(f"{rate:g} TFLOP/s {device}" for device, rate in RATES.items())
+    whole = table.loc[("all", ""), ["training", "AutoAttack <="]].sum()
+    wall = " or ".join(f"{duration(whole / (rate * 1e12 * at_once))} {device}" for device, rate in RATES.items())
+    several = f"; with {at_once} at a time, each {wall}" if at_once > 1 else ""
     return (
         f"{pd.DataFrame(columns).to_string()}\n"
-        f"A guess, no measurement: floating-point operations counted on the networks, at {rates}, one run at a time. "
+        f"A guess, no measurement: floating-point operations counted on the networks, at {rates}, one run at a time"
+        f"{several}. A GPU computes small networks far more slowly than that: it waits for the processor. "
         f"To measure it: snakemake --configfile {study.path} --config rehearse=true; then ask again."
     )

@@ -19,28 +19,39 @@ from sat_core.runs.data import count_images, rarest_share
 from sat_core.runs.files import atomic
 from sat_core.study import Run, RunId, Study
 from sat_core.study.external import ROBUSTBENCH, External
+from sat_core.study.reading import read_yaml
 
 EPOCHS, BATCHES, IMAGES, ITERATIONS = 2, 2, 8, 10
 """Of a training; of the real size, in an epoch; for AutoAttack, and for curvature and planes twice as many; of each of
 AutoAttack's attacks, which on images that stand makes 13,000 passes otherwise."""
 
+ASKED = ("mem_mb", "train_minutes", "evaluate_minutes", "checkpoint_minutes")
+
 
 def write(study: Study) -> Path:
     """Write the rehearsal of a study, unless it is there as it should be; returns its file."""
-    if not is_current(study):
-        with atomic(study.rehearsal_file) as file:
-            file.write(_text(study))
-    return study.rehearsal_file
+    path, text = study.rehearsal_file, yaml.safe_dump(rehearsal(study), sort_keys=False, width=110)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        with atomic(path) as file:
+            file.write(text)
+    return path
 
 
 def is_current(study: Study) -> bool:
-    """Whether the rehearsal that there is is of the study as it stands now."""
+    """Whether the rehearsal that there is is of the study as it stands now, whatever its jobs ask for."""
     path = study.rehearsal_file
-    return path.exists() and path.read_text(encoding="utf-8") == _text(study)
+    return path.exists() and _measured_by(read_yaml(path)) == _measured_by(rehearsal(study))
 
 
-def _text(study: Study) -> str:
-    return yaml.safe_dump(rehearsal(study), sort_keys=False, width=110)
+def _measured_by(content: dict[str, Any]) -> dict[str, Any]:
+    """A rehearsal without what changes nothing that it measures."""
+    overrides = []
+    for override in content.get("overrides", []):
+        kept = {key: value for key, value in override["set"].get("resources", {}).items() if key not in ASKED}
+        said = {section: value for section, value in override["set"].items() if section != "resources"}
+        if said := said | ({"resources": kept} if kept else {}):
+            overrides.append({**override, "set": said})
+    return {**content, "overrides": overrides}
 
 
 def rehearsal(study: Study) -> dict[str, Any]:
@@ -90,7 +101,9 @@ def _moved(place: Path, external: External) -> dict[str, Any]:
 
 
 def _seen_from(place: Path, path: Path) -> str:
-    return Path(os.path.relpath(path, place)).as_posix()
+    """Also where ``results`` is a symlink, from which ``..`` leads elsewhere than it seems."""
+    here, there = place.resolve(), path.parent.resolve() / path.name
+    return Path(os.path.relpath(there, here)).as_posix()
 
 
 def _of_dataset(name: str, runs: list[Run]) -> list[dict[str, Any]]:

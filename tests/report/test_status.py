@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import MADRY, PSAT
+from helpers import MADRY, PSAT, stop_after
 
 from sat_core.__main__ import main
 from sat_core.errors import ConfigError, Interrupted
@@ -19,6 +19,7 @@ from sat_core.runs.evaluate import evaluate
 from sat_core.runs.heartbeat import Beat, Heart, beating, hash_of
 from sat_core.runs.train import train
 from sat_core.study import Study
+from sat_core.workflow import to_redo
 
 
 def said(study: Study) -> dict[str, tuple[str, str]]:
@@ -41,6 +42,9 @@ def test_from_waiting_to_complete(judged, capsys):
     judged.path.write_text(judged.path.read_text().replace("epochs: 2", "epochs: 3"))
     code, out = status()
     assert code == 1 and re.search(rf"{PSAT} +stale +train: training.epochs 2 -> 3", out)
+    (state,) = look(Study(judged.path)).states
+    records = {stage: folder.record_of(state.run, stage) for stage in ("train", "evaluate")}
+    assert state.left == {stage: folder.seconds_of(record) for stage, record in records.items()}
 
 
 def test_an_unknown_study_is_status_2(tmp_path):
@@ -101,6 +105,29 @@ def test_a_job_that_failed_before_it_began_is_known_by_its_log_until_the_study_i
     assert said(tiny)["madry"] == ("failed", "train: ModuleNotFoundError: No module named 'torch'")
     os.utime(tiny.path, (log.stat().st_atime, log.stat().st_mtime + 1))
     assert said(tiny)["madry"] == ("waiting", "for its training")
+
+
+def test_why_there_is_no_data_is_said_of_the_runs_that_wait_for_it(tiny):
+    log = tiny.folder / "logs/data/digits.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("error: dataset 'digits' could not be downloaded\n")
+    assert said(tiny)["madry"] == ("failed", "train: its data: dataset 'digits' could not be downloaded")
+    prepare(tiny.run(MADRY))
+    assert said(tiny)["madry"] == ("waiting", "for its training")
+
+
+def test_that_a_training_which_has_begun_will_begin_anew_is_said_before_it_does(tiny, monkeypatch, caplog):
+    run = tiny.run(PSAT)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_after(patch, 3)
+        train(run)
+    assert said(tiny)["psat"] == ("waiting", "for its training") and not to_redo(tiny) and not caplog.text
+    tiny.path.write_text(tiny.path.read_text().replace("epochs: 2", "epochs: 3"))
+    edited = Study(tiny.path)
+    anew = "begins anew: what had begun is of other settings, code or images"
+    assert said(edited)["psat"] == ("waiting", f"for its training, which {anew}")
+    assert said(edited)["madry"] == ("waiting", "for its training")
+    assert not to_redo(edited) and caplog.messages == [f"train {PSAT} {anew}"]
 
 
 def test_an_unfinished_training_is_drawn_and_drawn_again_as_it_grows(tiny, monkeypatch):

@@ -4,6 +4,7 @@ import multiprocessing
 import pickle
 import shutil
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -299,3 +300,7 @@ def test_missing_data_without_a_network_is_one_sentence(write_study, capsys, mon
     assert main(["data", "--study", str(write_study(study)), "--dataset", "mnist"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: dataset 'mnist' is not under 'nowhere' and could not be downloaded")
+    study["overrides"][0]["set"]["data"]["root"] = "mistyped/mnist"
+    assert main(["data", "--study", str(write_study(study, "slip")), "--dataset", "mnist"]) == 2
+    assert "there is no folder that 'mistyped/mnist' could be made in" in capsys.readouterr().err
+    assert not Path("mistyped").exists()

@@ -76,14 +76,16 @@ def test_a_closed_output_is_no_traceback(tiny):
     subprocess.run(f"{sys.executable} -m sat_core check --study {tiny.path} >&- 2>&-", shell=True, check=True)
 
 
-def test_from_a_folder_below_its_project_a_study_says_where_its_results_are(judged, monkeypatch, capsys):
+def test_from_elsewhere_a_study_says_where_its_results_are(judged, monkeypatch, capsys, tmp_path_factory):
     home = Path.cwd()
     (home / "docs").mkdir()
-    monkeypatch.chdir(home / "docs")
-    for verb in ("status", "table", "report"):
-        assert main([verb, "--study", "../tiny.yaml"]) == 2
-        assert f"results of ../tiny.yaml are in {home}/results/tiny: call it from {home}" in capsys.readouterr().err
-    assert not Path("results").exists()
+    away = tmp_path_factory.mktemp("away")
+    for place, study in ((home / "docs", "../tiny.yaml"), (away, f"{home}/tiny.yaml")):
+        monkeypatch.chdir(place)
+        for verb in ("status", "table", "report"):
+            assert main([verb, "--study", study]) == 2
+            assert f"results of {study} are in {home}/results/tiny: call it from {home}" in capsys.readouterr().err
+        assert not Path("results").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small filesystem needs root")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import MADRY, PSAT, damage
+from helpers import MADRY, PSAT, TINY, damage
 from safetensors.torch import load_file, save_file
 
 from sat_core.__main__ import main
@@ -22,7 +22,7 @@ from sat_core.runs.files import checksum, read_json, sole_writer, write_json
 from sat_core.runs.train import train
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Run, Study, fingerprint
-from sat_core.workflow import asked_for, restarts, stale
+from sat_core.workflow import asked_for, restarts, stale, tell_without_gpu
 
 
 def test_deleted_results_are_put_back_as_the_same_files(judged):
@@ -249,6 +249,9 @@ def test_two_studies_of_one_name_are_not_mixed(judged, capsys):
     )
     Path("linked").symlink_to(Path.cwd())  # as a home on a cluster often is
     assert main(["table", "--study", "linked/tiny.yaml"]) == 0
+    shutil.copy(judged.path, "copy.yaml")
+    shutil.copytree("results/tiny", "results/copy")  # under the name that it has now
+    assert main(["table", "--study", "copy.yaml"]) == 0
     judged.path.unlink()  # a study file that moved takes its results along
     assert main(["table", "--study", str(other)]) == 0
 
@@ -332,6 +335,18 @@ def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,9")
     assert free_gpu(2) == 1  # GPU 9 is free, GPU 5 has two already
     assert free_gpu(1) == 0
+
+
+def test_a_study_for_gpus_on_a_machine_without_says_so(write_study, tmp_path, monkeypatch, caplog):
+    long = TINY | {"overrides": [*TINY["overrides"], {"set": {"resources": {"train_minutes": 61}}}]}
+    study = Study(write_study(long))
+    monkeypatch.setattr("sat_core.workflow.DRIVERS", (str(tmp_path),))
+    tell_without_gpu(study)
+    monkeypatch.setattr("sat_core.workflow.DRIVERS", (str(tmp_path / "none"),))
+    tell_without_gpu(Study(write_study()))  # minutes on a processor, too
+    assert not caplog.text
+    tell_without_gpu(study)
+    assert "no GPU is seen on this machine" in caplog.text
 
 
 def test_a_process_stays_on_the_gpu_that_it_took(tiny, tmp_path, monkeypatch):

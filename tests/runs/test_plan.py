@@ -1,6 +1,7 @@
 """What a study will take, against sums done by hand; and what to set where it does not fit."""
 
 import copy
+import re
 
 import pandas as pd
 import pytest
@@ -81,6 +82,8 @@ def test_without_a_rehearsal_the_plan_says_that_it_guesses_for_processors_too(ti
     said = capsys.readouterr().out
     header, row = said.splitlines()[0], said.splitlines()[3]
     assert "training on a GPU" in header and "training on a core" in header and row.startswith("all")
+    assert main(["plan", "--study", str(tiny.path), "--gpus", "8"]) == 0
+    assert re.search(r"with 8 at a time, each .* on a GPU or .* on a core", capsys.readouterr().out)
     assert main(["plan", "--study", str(tiny.path), "--write"]) == 2
     assert "--write writes what a rehearsal has measured, and there is none" in capsys.readouterr().err
     assert "A guess, no measurement" in said and "--config rehearse=true" in said and " 0.0 " not in guess(tiny)

@@ -141,6 +141,32 @@ def test_plugins_and_datasets_are_found_from_where_the_study_is(write_study, tmp
     assert run.options == {"start": pytest.approx(1 / 3)} and run.training.epochs == 2
 
 
+def test_results_may_lie_elsewhere_behind_a_symlink(write_study, tmp_path):
+    """As with a small home; ``..`` then leads from where the folder really is."""
+    (tmp_path / "scratch/of/mine").mkdir(parents=True)
+    (tmp_path / "results").symlink_to(tmp_path / "scratch/of/mine")
+    (tmp_path / "linked.py").write_text(
+        "from sat_core.defenses import Defense\n\n\nclass Mine(Defense):\n    weight: float = 1\n"
+    )
+    table = TINY["tables"]["digits"] | {"defenses": ["madry", "mine"]}
+    study = Study(write_study({"plugins": ["linked.py"], "tables": {"t": table}}))
+    small = Study(rehearsal.write(study))
+    assert small.rehearsed.path.samefile(study.path) and len(small.runs) == 2
+    assert rehearsal.is_current(study)
+
+
+def test_what_a_job_asks_for_needs_no_other_rehearsal(write_study):
+    study = Study(write_study(LONG, "long"))
+    rehearsal.write(study)
+    for resources, current in (({"mem_mb": 500, "train_minutes": 9}, True), ({"threads": 2, "mem_mb": 500}, False)):
+        changed = Study(
+            write_study(LONG | {"overrides": [*LONG["overrides"], {"set": {"resources": resources}}]}, "long")
+        )
+        assert rehearsal.is_current(changed) == current
+        assert "mem_mb: 500" in rehearsal.write(changed).read_text()  # a rehearsal's own jobs ask for it, too
+        rehearsal.write(study)
+
+
 def test_rehearse_is_a_word_of_the_command_line(write_study):
     path = write_study()
     content = yaml.safe_load(path.read_text())

@@ -76,13 +76,14 @@ if sat:
     STUDY = told(sat.open_study, workflow.configfiles, config, workflow.is_main_process)
     STUDY_FILE, RESULTS, TABLES = STUDY.path, str(STUDY.folder), list(STUDY.file.tables)
     GRES, MAX_MINUTES, MAX_MEM_MB = (told(sat.site, config, key, default) for key, default in sat.SITE.items())
-    RUNS = STUDY.runs if workflow.is_main_process else []
+    RUNS = told(lambda: STUDY.runs) if workflow.is_main_process else []
     told(sat.refuse_pin_files, Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1] / "envs")
     sat.use_this_python()
     if workflow.is_main_process:
         told(sat.check_once, STUDY)
         do_without_conda()
         if workflow.local_exec:
+            sat.tell_without_gpu(STUDY)
             logger.addFilter(is_news)
         Job.restart_times = property(
             lambda job: sat.restarts(STUDY, job.rule.name, job.wildcards_dict.get("run"), job.rule.restart_times)
