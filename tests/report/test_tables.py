@@ -299,12 +299,13 @@ def typeset(folder: Path, documentclass: str, body: str) -> str:
 def test_the_note_says_that_bold_goes_by_network_and_a_label_is_of_its_study(write_study):
     table = {"dataset": "cifar10", "models": ["preactresnet18"], "defenses": ["madry", "psat"], "epsilons": ["8/255"]}
     for models, said in ((["preactresnet18"], "column,"), (["preactresnet18", "vgg16bn"], "column for its network,")):
-        study = Study(write_study({"tables": {"main": table | {"models": models}}}, "mine"))
+        name = f"of-{len(models)}"
+        study = Study(write_study({"tables": {"main": table | {"models": models}}}, name))
         for run in study.runs:
             write_run(run, LABELS, ["apgd-ce"] + [""] * 9)
         written = tables.write_table(study, "main")[0]
         assert f"Bold is the best of a {said}" in written.read_text()
-        assert r"\label{tab:mine-main}" in written.with_suffix(".tex").read_text()
+        assert rf"\label{{tab:{name}-main}}" in written.with_suffix(".tex").read_text()
 
 
 @pytest.mark.skipif(not tex_has("siunitx.sty"), reason="siunitx is not installed (texlive-science)")
