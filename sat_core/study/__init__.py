@@ -20,7 +20,7 @@ from sat_core.fields import Name, parse
 from sat_core.study.address import AXES, RunId
 from sat_core.study.external import BASE, External
 from sat_core.study.file import DatasetFile, Override, ResourcesFile, StudyFile
-from sat_core.study.reading import extended, merge, read_yaml
+from sat_core.study.reading import chain, extended, merge, read_yaml
 from sat_core.study.run import Run
 
 __all__ = ["Run", "RunId", "Study", "defense_names"]
@@ -43,10 +43,11 @@ class Study:
         self.name = self.path.stem
         if not pydantic.TypeAdapter(Name).validator.isinstance_python(self.name):
             raise ConfigError(f"{path}: a study's file name is its name: a-z, 0-9, '-' and '_' only, then .yaml")
-        self.content = extended(read_yaml(self.path), self.path) if content is None else content
+        files = chain(read_yaml(self.path) if content is None else content, self.path)
+        self.content, self._homes = extended(files), [path.parent for path, _ in files]
         self.file = parse(StudyFile, self.content, self.path)
         real = self.path.parent / self.file.rehearses if self.file.rehearses else self.path
-        self.home, self.resources_file = real.parent, real.parent / "resources" / f"{real.stem}.yaml"
+        self.resources_file = real.parent / "resources" / f"{real.stem}.yaml"
         self._dataset_files: dict[str, DatasetFile] = {}
         self._runs: dict[str, Run] = {}
         self.defense_files: dict[str, str] = {}
@@ -161,20 +162,10 @@ class Study:
         """path -> id, each run once, in the order of the file."""
         return {run.path: run for table in self.file.tables.values() for run in table.run_ids}
 
-    @cached_property
-    def _homes(self) -> list[Path]:
-        """Where the study is, and those that it extends: beside each there may be datasets, the nearest counts."""
-        study = self.rehearsed or self
-        homes, path, below = [study.home], study.path, study.file.extends
-        while below:
-            path = path.parent / below
-            homes.append(path.parent)
-            below = read_yaml(path).get("extends")
-        return homes
-
     def dataset_file(self, name: str) -> DatasetFile:
         if name not in self._dataset_files:
-            folders = [home / "datasets" for home in (*self._homes, PROJECT_CONFIG)]
+            homes = (self.rehearsed or self)._homes  # beside each study that it extends, too; the nearest counts
+            folders = [home / "datasets" for home in (*homes, PROJECT_CONFIG)]
             found = {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.yaml"))}
             if name not in found:
                 raise ConfigError(f"{self.path}: {unknown('dataset', name, found)}")

@@ -41,20 +41,32 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def extended(content: Any, path: Path, seen: tuple[Path, ...] = ()) -> Any:
-    """A study's content on top of that of the study which it ``extends``; raises ConfigError where that is a circle.
+def chain(content: Any, path: Path) -> list[tuple[Path, Any]]:
+    """A study's file with its content, then that which it ``extends``, and so on; raises ConfigError for a circle."""
+    found = [(path, content)]
+    while isinstance(content, Mapping) and (name := content.get("extends")) is not None:
+        if not isinstance(name, str):
+            raise ConfigError(f"{path}: extends: a word is expected, not {name!r}")
+        above, path = path, path.parent / name
+        if path.resolve() in (file.resolve() for file, _ in found):
+            raise ConfigError(f"{above}: extends: {name} extends this study in turn")
+        content = read_yaml(path)
+        if not isinstance(content, Mapping):
+            raise ConfigError(f"{path}: a mapping (key: value) is expected")
+        found.append((path, content))
+    return found
+
+
+def extended(files: list[tuple[Path, Any]]) -> Any:
+    """A study's content on top of that of the studies that it extends: what :func:`chain` has found.
 
     Its overrides come after the base's; its plugins, and what its tables list, are added to the base's. Mappings are
     merged, anything else is replaced. Plugins and externals keep being seen from their own file.
     """
-    if not isinstance(content, Mapping) or not isinstance(content.get("extends"), str):
+    (path, content), *others = files
+    if not others:
         return content
-    below = path.parent / content["extends"]
-    if below.resolve() in (found := (*seen, path.resolve())):
-        raise ConfigError(f"{path}: extends: {content['extends']} extends this study in turn")
-    base = extended(read_yaml(below), below, found)
-    if not isinstance(base, Mapping):
-        raise ConfigError(f"{below}: a mapping (key: value) is expected")
+    base, below = extended(others), others[0][0]
 
     def moved(name: Any) -> str:
         return Path(os.path.relpath(below.parent / str(name), path.parent)).as_posix()

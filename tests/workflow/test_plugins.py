@@ -342,3 +342,6 @@ def test_studies_that_extend_each_other_are_a_sentence(write_study, tmp_path):
     write_study("extends: one.yaml\n", "two")
     with pytest.raises(ConfigError, match=r"one.yaml: extends: two.yaml extends this study in turn"):
         Study("two.yaml")
+    (tmp_path / "two.yaml").write_text("extends: 3\n")
+    with pytest.raises(ConfigError, match=r"two.yaml: extends: a word is expected, not 3"):
+        Study("one.yaml")
