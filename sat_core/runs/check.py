@@ -33,9 +33,9 @@ def check(study: Study, runs: Iterable[Run]) -> None:
     splits: dict[str, Run] = {}
     for run in runs:
         first = splits.setdefault(run.dataset, run)
-        if (run.data, run.validation) != (first.data, first.validation):
+        if (run.data, run.validation.fraction) != (first.data, first.validation.fraction):
             raise ConfigError(
-                f"{study.path}: data and validation must be the same for all runs of '{run.dataset}', but "
+                f"{study.path}: data and validation.fraction must be the same for all runs of '{run.dataset}', but "
                 f"{run.id.path} and {first.id.path} differ"
             )
         network = (str(run.external or run.model), run.data.model_dump_json())

@@ -135,7 +135,7 @@ WORK: dict[str, Callable[[Run, list[int | None]], tuple[Any, ...]]] = {
         run.attack.steps,
         json.dumps(run.options, sort_keys=True, default=str),
     ),
-    "validation": lambda run, _: (run.attack.steps,),
+    "validation": lambda run, _: (run.validation.steps or run.attack.steps,),
     "judging": lambda _, sizes: tuple(sizes[:2]),
     "curvature": lambda _, sizes: tuple(sizes[2:]),
 }

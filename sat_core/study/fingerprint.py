@@ -31,7 +31,11 @@ STAGES: dict[str, tuple[str, ...]] = {
     "landscape": ("curvature", "landscape", "attack"),
 }
 """What is done for a run -> the settings that its result depends on, beside what it is made from."""
-CHANGES_NOTHING = {"train": ("data.root", "training.tensorboard"), "evaluate": ("evaluation.shards",)}
+CHANGES_NOTHING = {
+    "data": ("validation.steps", "validation.relative_step_size"),
+    "train": ("data.root", "training.tensorboard"),
+    "evaluate": ("evaluation.shards",),
+}
 """Settings in those sections that change no number. Of ``resources``, ``threads`` does."""
 SAYING = ("print", *(f"log.{level}" for level in ("debug", "info", "warning", "error", "exception", "critical")))
 """Statements of these compute nothing, either."""

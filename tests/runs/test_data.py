@@ -117,6 +117,22 @@ def test_a_sample_of_the_training_images_is_even_over_the_classes(folder_study):
     assert len(train_and_validation(train_images=80)[0]) == 80
 
 
+def test_one_defense_may_be_validated_by_another_attack_but_not_on_other_images(write_study, tiny_study):
+    """CONTRIBUTING says so of defenses that train with a single step."""
+
+    def study(**validation):
+        of_madry = {"where": {"defense": "madry"}, "set": {"validation": validation}}
+        return Study(write_study(tiny_study | {"overrides": [*tiny_study["overrides"], of_madry]}))
+
+    steps = study(steps=10, relative_step_size=0.25)
+    check(steps, steps.runs)
+    record = prepare(steps.runs[1])
+    assert prepare(steps.runs[0]) == record == folder.data_record(steps.runs[0])  # not made anew for the other
+    fraction = study(fraction=0.2)
+    with pytest.raises(ConfigError, match=r"data and validation\.fraction must be the same for all runs of 'digits'"):
+        check(fraction, fraction.runs)
+
+
 def test_a_folder_with_one_class_is_refused_before_work(folder_study, tmp_path):
     write_images(tmp_path / "single/train", {"cat": 2})
     study = folder_study(root="single")
