@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers import MADRY
 
 from sat_core.__main__ import main
 from sat_core.report.page import write_page, write_report
@@ -215,6 +216,14 @@ def test_a_study_of_which_nothing_exists_has_a_report(write_study):
     page = written(Study(write_study()))
     assert "<dt>runs complete</dt><dd>0 of 2</dd>" in page
     assert page.count("There is no result yet to draw it from.") == 3
+
+
+def test_a_protocol_may_be_whole_only_with_what_is_said_of_some_runs(write_study, tiny_study, tmp_path):
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets/digits.yaml").write_text("data: {source: digits, image: [1, 8, 8], classes: 10}")
+    lr = {"where": {"defense": ["madry", "psat"]}, "set": {"training": {"lr": 0.1}}}
+    page = written(Study(write_study(tiny_study | {"overrides": [*tiny_study["overrides"], lr]})))
+    assert data(page, MADRY)["settings"] == [["training.lr", None, 0.1]]
 
 
 def test_examples_are_what_the_network_says_of_images_within_the_ball(study):

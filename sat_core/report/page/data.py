@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pydantic
 from PIL import Image
 
-from sat_core.fields import parse
 from sat_core.report.figures.accuracy import known
 from sat_core.report.figures.landscape import PLANES
 from sat_core.report.figures.style import appearance, blocks, heading
@@ -83,7 +83,8 @@ def summary(study: Study, entry: Entry) -> Json:
 
 def about(study: Study, entry: Entry, images: list[Json]) -> Json:
     """Everything of one run; null where there is nothing."""
-    config = entry.record.get("config") or entry.run.model_dump(mode="json")
+    record = dict(entry.record)
+    config = record.pop("config", None) or entry.run.model_dump(mode="json")
     return {
         "notes": [str(problem) for problem in entry.problems] + entry.accepted,
         "history": {name: rounded(column) for name, column in entry.history.items()} or None,
@@ -93,7 +94,7 @@ def about(study: Study, entry: Entry, images: list[Json]) -> Json:
         "landscape": landscape(entry.planes) if entry.planes else None,
         "settings": settings(study, entry.run, config),
         "config": config,
-        "records": {"run.json": without(entry.record, "config"), "autoattack.json": entry.verdict},
+        "records": {"run.json": record, "autoattack.json": entry.verdict},
     }
 
 
@@ -159,17 +160,23 @@ def settings(study: Study, run: Run, own: Json) -> Json:
 
 
 def default(study: Study, run: Run) -> dict[str, Json]:
-    """The run as it were if nothing were said of its like: the dataset's protocol, and what overrides say of all."""
+    """The run as it were if nothing were said of its like: the dataset's protocol, and what overrides say of all.
+
+    A section that would be none without what is said of its like is as it is written.
+    """
     file = study.dataset_file(run.dataset)
     merged = file.model_dump(exclude={"overrides"})
     for override in [*file.overrides, *study.file.overrides]:
         if override.where == Where():
             merged = merge(merged, override.set.model_dump(exclude_unset=True))
-    return parse(Run, run.model_dump() | merged, study.path).model_dump(mode="json")
-
-
-def without(record: dict[str, Json], key: str) -> dict[str, Json]:
-    return {name: value for name, value in record.items() if name != key}
+    for section in merged.keys() - {"options"}:
+        kind = type(getattr(run, section))
+        try:
+            whole = kind.model_validate(merged[section])
+        except pydantic.ValidationError:
+            whole = kind.model_construct(**merged[section])
+        merged[section] = whole.model_dump(mode="json", warnings=False)
+    return merged
 
 
 def rounded(values: Iterable[float]) -> list[float | None]:
