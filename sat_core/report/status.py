@@ -78,7 +78,7 @@ class Status(NamedTuple):
 def look(study: Study) -> Status:
     """Where the study is at this moment."""
     now, jobs = heartbeat.file_system_time(study.folder), queued(study)
-    states = expected([state_of(study, run, jobs, now) for run in study.runs])
+    states = expected(study, [state_of(study, run, jobs, now) for run in study.runs])
     done = all(state.word == "done" for state in states)
     memo: products.Memo = {}
     made = {**products.of(study, memo), "report": products.report(study, memo)} if done else {}
@@ -173,11 +173,11 @@ def last_words(study: Study, run: Run, stage: str) -> tuple[str, float]:
     return lines[-1], newest.stat().st_mtime
 
 
-def expected(states: list[State]) -> list[State]:
+def expected(study: Study, states: list[State]) -> list[State]:
     """With the time that each stage will take, from runs of the same dataset and model that have done it, or do it."""
     seen: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for state in states:
-        for stage, seconds in taken(state).items():
+        for stage, seconds in taken(study, state).items():
             seen[kind(state.run, stage)].append(seconds)
     usual = {about: mean(seconds) for about, seconds in seen.items()}
 
@@ -195,10 +195,10 @@ def kind(run: Run, stage: str) -> tuple[str, str, str]:
     return run.dataset, run.model, stage
 
 
-def taken(state: State) -> dict[str, float]:
+def taken(study: Study, state: State) -> dict[str, float]:
     """Seconds that each stage of a run that is done has taken, or that is under way will have."""
     found = dict(state.whole)
-    for stage in folder.STAGES:
+    for stage in folder.stages_of(study, state.run.id):
         record = folder.record_of(state.run, stage) if stage not in state.left or state.word == "stale" else None
         if (seconds := folder.seconds_of(record or {})) is not None:
             found[stage] = seconds

@@ -36,6 +36,7 @@ def test_from_waiting_to_complete(judged, capsys):
     assert code == 1 and "1 runs, 1 done. To be made: tables/digits, figures/digits-tradeoff" in out
     assert re.search(rf"{PSAT} +done +clean \d+\.\d %, robust \d+\.\d %", out)
     assert main(["report", "--study", "tiny.yaml"]) == 0
+    (judged.run(PSAT).folder / "curvature.json").write_text("of an earlier study, and damaged")
     code, out = status()
     assert code == 0 and "All is complete." in out
     assert main(["status", "--study", "tiny.yaml", "--watch"]) == 0
