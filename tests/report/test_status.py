@@ -12,6 +12,7 @@ from sat_core.__main__ import main
 from sat_core.errors import ConfigError, Interrupted
 from sat_core.report import products
 from sat_core.report.figures import write_figure
+from sat_core.report.page.entries import describe
 from sat_core.report.status import look
 from sat_core.runs import folder
 from sat_core.runs.data import prepare
@@ -104,8 +105,10 @@ def test_a_job_that_failed_before_it_began_is_known_by_its_log_until_the_study_i
     log.parent.mkdir(parents=True)
     log.write_text("Traceback (most recent call last):\nModuleNotFoundError: No module named 'torch'\n")
     assert said(tiny)["madry"] == ("failed", "train: ModuleNotFoundError: No module named 'torch'")
+    assert describe(tiny, tiny.run(MADRY)).state == "✗ train failed"  # so does the report
     os.utime(tiny.path, (log.stat().st_atime, log.stat().st_mtime + 1))
     assert said(tiny)["madry"] == ("waiting", "for its training")
+    assert describe(tiny, tiny.run(MADRY)).state == "— train not done"
 
 
 def test_why_there_is_no_data_is_said_of_the_runs_that_wait_for_it(tiny):

@@ -11,7 +11,7 @@ import pandas as pd
 from sat_core.errors import ConfigError
 from sat_core.report import numbers
 from sat_core.report.render import MISSING, STALE, TRIVIAL
-from sat_core.report.status import last_words
+from sat_core.report.status import failure, last_words
 from sat_core.runs import folder, heartbeat
 from sat_core.runs.files import read_arrays
 from sat_core.study import Run, Study
@@ -115,18 +115,13 @@ def accepted(note: dict[str, Any]) -> str:
 
 
 def missing(study: Study, stage: str, run: Run) -> Problem:
-    """Why a stage has no result: it cannot succeed, or is under way, or as the log of whoever tried ends."""
-    if hopeless := folder.hopeless(run, stage):
-        return Problem(stage, "failed", f"no result; it ended with “{hopeless}”")
-    if stage == "train" and len(history := heartbeat.unfinished_history(run)):
-        state = "running" if is_at_work(run) else "unfinished"
-        return Problem(stage, state, f"{len(history)} of {run.training.epochs} epochs are done.")
-    if not (said := last_words(study, run, stage)[0].strip()):
-        return Problem(stage, "not done", "not done yet.")
-    return Problem(stage, "failed" if "error" in said.lower() else "not done", f"no result; its log ends with “{said}”")
-
-
-def is_at_work(run: Run) -> bool:
-    """Whether a process gives signs of life in a run's folder."""
+    """Why a stage has no result: it has failed, as `status` knows it, or is under way, or as the log of a try ends."""
     heard = heartbeat.beats(run, heartbeat.file_system_time(run.folder))
-    return any(heartbeat.is_alive(beat, age) for beat, age in heard)
+    at_work = any(heartbeat.is_alive(beat, age) for beat, age in heard)
+    if not at_work and (said := failure(study, run, stage, [beat for beat, _ in heard])):
+        return Problem(stage, "failed", f"no result; it ended with “{said}”")
+    if stage == "train" and (epochs := heartbeat.epochs_done(run)):
+        state = "running" if at_work else "unfinished"
+        return Problem(stage, state, f"{epochs} of {run.training.epochs} epochs are done.")
+    said = last_words(study, run, stage)[0].strip()
+    return Problem(stage, "not done", f"no result; its log ends with “{said}”" if said else "not done yet.")
