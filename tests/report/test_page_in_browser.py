@@ -95,6 +95,12 @@ def test_tables_sort_by_mouse_and_by_keyboard_and_back(opened, study):
     buttons[0].click()
     assert column(opened, "Runs", 0) == sorted(2 * [study.display("psat"), study.display("standard")], key=str.lower)
     assert len(find(opened, "[aria-label='Accuracy, table digits'] thead tr:last-child button")) == 2
+    rows = find(opened, "[aria-label='Runs'] tbody tr")
+    cells = [row.find_elements("css selector", "th, td")[number] for row in rows]
+    for cell, text in zip(cells, ("−3.5", "+0.2", "—", "−0.1"), strict=True):  # as differences are written
+        opened.execute_script("arguments[0].textContent = arguments[1]", cell, text)
+    buttons[number].click()
+    assert column(opened, "Runs", number) == ["+0.2", "−0.1", "−3.5", "—"]
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -8,7 +8,7 @@ for (const table of document.querySelectorAll("table")) {
       button = document.createElement("button");
     if (!text) continue;
     const word = (row) => row.cells[column].textContent.trim(),
-      number = (row) => parseFloat(word(row));
+      number = (row) => parseFloat(word(row).replace("−", "-"));
     const numeric = rows.some((row) => !isNaN(number(row)));
     const cycle = numeric ? ["none", "descending", "ascending"] : ["none", "ascending", "descending"];
     head.ariaSort = "none";
