@@ -205,9 +205,9 @@ def judge(study: Study, run: Run) -> None:
 
 
 def out_of_memory(verb: str) -> str:
-    """What to do about too little memory."""
-    part = {"train": "training", "evaluate": "evaluation"}.get(verb, "curvature")
-    return f"out of memory; lower {part}.batch_size"
+    """That there is too little memory, and what setting takes less of it, where one does."""
+    part = {"train": "training", "evaluate": "evaluation", "curvature": "curvature", "landscape": "curvature"}.get(verb)
+    return f"out of memory; lower {part}.batch_size" if part else "out of memory"
 
 
 def no_room(error: BaseException, said: str) -> ConfigError:

@@ -16,7 +16,7 @@ from sat_core import models
 from sat_core.__main__ import main
 from sat_core.attacks import PGD
 from sat_core.errors import ConfigError, Hopeless, Interrupted
-from sat_core.runs import checkpoint, folder
+from sat_core.runs import check, checkpoint, folder
 from sat_core.runs.device import has_kernels, take_device
 from sat_core.runs.images import Images
 from sat_core.runs.network import accuracies, predict
@@ -111,6 +111,9 @@ def test_out_of_memory_is_one_sentence(tiny, monkeypatch, capsys):
     monkeypatch.setattr(Trainer, "step", hungry)
     assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 2
     assert "error: out of memory; lower training.batch_size" in capsys.readouterr().err
+    monkeypatch.setattr(check, "check", lambda *_: torch.empty(2**60))
+    assert main(["check", "--study", str(tiny.path)]) == 2
+    assert capsys.readouterr().err == "error: out of memory\n"  # which no setting of a study is about
 
 
 @pytest.mark.parametrize(
