@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -370,28 +369,22 @@ def dispatch(options: argparse.Namespace, study: Study, run: Run | None) -> int:
             from sat_core.report import products
 
             if options.verb == "table":
-                from sat_core.report.tables import write_table
-
                 for name in [options.table] if options.table else study.file.tables:
-                    products.table(study, name).write(partial(write_table, study, name))
+                    products.table(study, name).write()
                     for part in PARTS:
                         print((study.folder / f"tables/{name}{part}.md").read_text(encoding="utf-8"))
             elif options.verb == "compare":
-                from sat_core.report.comparisons import write_comparisons
-
                 if len(study.file.tables[options.table].defenses) < 2:
                     raise ConfigError(f"{study.path}: table {options.table} has one defense: nothing to compare")
                 product = products.comparisons(study, options.table)
-                product.write(partial(write_comparisons, study, options.table))
+                product.write()
                 print(product.files[0].read_text(encoding="utf-8"))
             else:
-                from sat_core.report.figures import write_figure
-
                 product = products.figure(study, options.table, options.kind)
                 if not product.runs["train"]:
                     key = {"landscape": "landscapes"}.get(stage := FIGURES[options.kind].stage, stage)
                     raise ConfigError(f"{study.path}: table {options.table} has no '{key}': nothing to draw")
-                product.write(partial(write_figure, study, options.table, options.kind))
+                product.write()
                 print(product.files[0])
         case "status":
             from sat_core.report.terminal import show

@@ -6,7 +6,7 @@ study changes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from pathlib import Path
 
 from sat_core.errors import ConfigError
@@ -25,24 +25,34 @@ SUFFIXES = ("md", "csv", "tex", "html")
 
 
 class Product:
-    """A group of files made together. ``ids``: the runs in it, by stage; ``module``: whose code makes them.
+    """A group of files made together. ``runs``: those in it, by stage.
 
-    ``memo``: what is known of the runs' results already; products that share it ask each run once.
+    ``made_by``: the module and the function that makes them, and what that takes beside the study. ``memo``: what is
+    known of the runs' results already; products that share it ask each run once.
     """
 
     def __init__(
-        self, study: Study, name: str, files: list[str], module: str, ids: dict[str, list[Run]], memo: Memo | None
+        self,
+        study: Study,
+        name: str,
+        files: list[str],
+        made_by: tuple[str, ...],
+        runs: dict[str, list[Run]],
+        memo: Memo | None,
     ) -> None:
-        self.study, self.name, self.module, self.runs = study, name, module, ids
+        self.study, self.name, self.runs = study, name, runs
+        self.module, self.function, *self.about = made_by
         self.memo = {} if memo is None else memo
         self.files = [study.folder / file for file in files]
         self.begun: list[Run] = []
         """Runs that it shows before their training is complete."""
+        self.shows: tuple[str, ...] = ()
+        """Modules of which it shows what they have made."""
         self.record = study.folder / Path(name).with_name(f".{Path(name).name}.json")
 
     def made_of(self) -> str:
         """A hash of everything that its content depends on."""
-        known: list[object] = [self.study.file.model_dump(mode="json"), code(self.module)]
+        known: list[object] = [self.study.file.model_dump(mode="json"), code(self.module, *self.shows)]
         beside = [*HERE.glob("*.bib"), *HERE.glob("*.yaml"), *self.sources, NAMES]
         known += [checksum(path) for path in sorted(beside)]
         for stage, runs in self.runs.items():
@@ -78,10 +88,11 @@ class Product:
         whole = all(path.exists() and checksum(path) == record["files"].get(path.name) for path in self.files)
         return whole and record["made_of"] == self.made_of()
 
-    def write(self, make: Callable[[], object]) -> None:
-        """Make it, and put on record what of."""
+    def write(self, *more: object) -> None:
+        """Make it, and put on record what of; ``more``: what else its function takes."""
         made_of = self.made_of()
-        make()
+        make = getattr(importlib.import_module(f"sat_core.{self.module}"), self.function)
+        make(self.study, *self.about, *more)
         write_json(self.record, {"made_of": made_of, "files": {path.name: checksum(path) for path in self.files}})
 
 
@@ -89,25 +100,25 @@ def table(study: Study, name: str, memo: Memo | None = None) -> Product:
     """One table of the study, with its parts and the works cited."""
     runs = [study.run(id) for id in study.file.tables[name].run_ids]
     files = [f"tables/{name}{part}.{suffix}" for part in PARTS for suffix in SUFFIXES]
-    ids = {"train": runs, "evaluate": runs}
-    return Product(study, f"tables/{name}", [*files, "tables/references.bib"], "report.tables", ids, memo)
+    made_by, of_stages = ("report.tables", "write_table", name), {"train": runs, "evaluate": runs}
+    return Product(study, f"tables/{name}", [*files, "tables/references.bib"], made_by, of_stages, memo)
 
 
 def comparisons(study: Study, name: str, memo: Memo | None = None) -> Product:
     """The differences between the defenses of a table."""
     runs = [study.run(id) for id in study.file.tables[name].run_ids]
     files = [f"tables/{name}{COMPARISONS}.{suffix}" for suffix in SUFFIXES]
-    ids = {"train": runs, "evaluate": runs}
-    return Product(study, f"tables/{name}{COMPARISONS}", files, "report.comparisons", ids, memo)
+    made_by, of_stages = ("report.comparisons", "write_comparisons", name), {"train": runs, "evaluate": runs}
+    return Product(study, f"tables/{name}{COMPARISONS}", files, made_by, of_stages, memo)
 
 
 def figure(study: Study, name: str, kind: str, memo: Memo | None = None) -> Product:
     """One figure of a table."""
     about = FIGURES[kind]
     runs = [study.run(id) for id in getattr(study.file.tables[name], folder.STAGES[about.stage].ids)]
-    ids = {"train": runs, about.stage: runs}
     files = [f"figures/{name}-{kind}.{suffix}" for suffix in ("png", "pdf", "csv")]
-    product = Product(study, f"figures/{name}-{kind}", files, "report.figures", ids, memo)
+    made_by, of_stages = ("report.figures", "write_figure", name, kind), {"train": runs, about.stage: runs}
+    product = Product(study, f"figures/{name}-{kind}", files, made_by, of_stages, memo)
     product.begun = runs if kind == "curves" else []
     return product
 
@@ -133,4 +144,6 @@ def report(study: Study, memo: Memo | None = None) -> Product:
     for asked in study.file.tables.values():
         for stage, about in folder.STAGES.items():
             runs[stage] += [study.run(id) for id in getattr(asked, about.ids)]
-    return Product(study, "report", ["report.html"], "report.page", runs, memo)
+    product = Product(study, "report", ["report.html"], ("report.page", "write_page"), runs, memo)
+    product.shows = ("report.tables", "report.comparisons", "report.figures")
+    return product

@@ -11,7 +11,6 @@ from helpers import MADRY, PSAT, stop_after
 from sat_core.__main__ import main
 from sat_core.errors import ConfigError, Interrupted
 from sat_core.report import products
-from sat_core.report.figures import write_figure
 from sat_core.report.page.entries import describe
 from sat_core.report.status import look
 from sat_core.runs import folder
@@ -149,7 +148,7 @@ def test_an_unfinished_training_is_drawn_and_drawn_again_as_it_grows(tiny, monke
         train(run)
     assert said(tiny)["psat"] == ("waiting", "epoch 1/2 is done")
     assert curves.is_possible
-    curves.write(lambda: write_figure(tiny, "digits", "curves"))
+    curves.write()
     assert curves.is_current()
     train(run)
     assert not products.figure(tiny, "digits", "curves").is_current()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import gzip
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -18,14 +18,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from sat_core.errors import ConfigError
-from sat_core.report import comparisons, figures, products, tables
+from sat_core.report import products
 from sat_core.report.card import write_card
-from sat_core.report.kinds import FIGURES
 from sat_core.report.page import data, parts
 from sat_core.report.page.entries import Entry, describe
 from sat_core.runs.files import atomic
 from sat_core.study import Study
-from sat_core.study.file import COMPARISONS
 
 HERE = Path(__file__).parent
 SCRIPTS = ("page", "tables", "filter", "charts", "landscape", "verdict", "run")
@@ -42,7 +40,7 @@ def write_report(study: Study) -> list[str]:
         with contextlib.suppress(ConfigError):  # what is damaged, the page says
             write_card(run)
     entries = [describe(study, run) for run in study.runs]
-    products.report(study).write(lambda: write_page(study, entries, problems))
+    products.report(study).write(entries, problems)
     return problems + [
         f"{e.run.id.path}: {problem}" for e in entries for problem in e.problems if problem.state == "damaged"
     ]
@@ -55,22 +53,10 @@ def refresh(study: Study) -> list[str]:
         if product.is_current() or not (product.is_possible or any(path.exists() for path in product.files)):
             continue
         try:
-            product.write(partial(make, study, name))
+            product.write()
         except ConfigError as error:
             problems.append(f"{name} could not be made: {error}.")
     return problems
-
-
-def make(study: Study, name: str) -> None:
-    """Write a table or a figure by its path without suffix."""
-    place, _, name = name.partition("/")
-    if place == "tables" and name in study.file.tables:
-        tables.write_table(study, name)
-    elif place == "tables":
-        comparisons.write_comparisons(study, name.removesuffix(COMPARISONS))
-    else:
-        table, kind = next((t, kind) for t in study.file.tables if (kind := name.removeprefix(f"{t}-")) in FIGURES)
-        figures.write_figure(study, table, kind)
 
 
 def write_page(study: Study, entries: list[Entry], problems: list[str]) -> None:
