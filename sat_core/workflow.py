@@ -22,7 +22,6 @@ import yaml
 
 from sat_core.errors import ConfigError, unknown
 from sat_core.report import products
-from sat_core.report.kinds import FIGURES
 from sat_core.runs import folder
 from sat_core.runs.files import atomic
 from sat_core.runs.heartbeat import ANEW, began_otherwise
@@ -145,11 +144,6 @@ def results_of(study: Study, table: str, *stages: str) -> list[str]:
         for stage in stages
         for id in getattr(asked, folder.STAGES[stage].ids)
     ]
-
-
-def drawn_from(study: Study, table: str, kind: str) -> list[str]:
-    """The files that a figure is drawn from."""
-    return results_of(study, table, FIGURES[kind].stage)
 
 
 def targets(study: Study) -> list[str]:

@@ -21,15 +21,14 @@ rule table:
         "../../envs/sat-core.yaml"
     params:
         study=STUDY_FILE,
+        verb="table --table {table}",
     message:
         "table {wildcards.table}"
     shell:
-        "exec python -P -m sat_core table --study {params.study:q} --table {wildcards.table:q} > {log:q} 2>&1"
+        "exec python -P -m sat_core {params.verb} --study {params.study:q} > {log:q} 2>&1"
 
 
-rule compare:
-    input:
-        lambda wildcards: sat.results_of(study(), wildcards.table, "train", "evaluate"),
+use rule table as compare with:
     output:
         multiext(f"{RESULTS}/tables/{{table}}{COMPARISONS}", ".md", ".csv", ".tex"),
         report(
@@ -42,20 +41,16 @@ rule compare:
         f"{RESULTS}/logs/compare/{{table}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/compare/{{table}}.tsv"
-    localrule: True  # seconds; a job with many inputs in a group would make planning quadratic
-    conda:
-        "../../envs/sat-core.yaml"
     params:
         study=STUDY_FILE,
+        verb="compare --table {table}",
     message:
         "comparisons of {wildcards.table}"
-    shell:
-        "exec python -P -m sat_core compare --study {params.study:q} --table {wildcards.table:q} > {log:q} 2>&1"
 
 
-rule figure:
+use rule table as figure with:
     input:
-        lambda wildcards: sat.drawn_from(study(), wildcards.table, wildcards.kind),
+        lambda wildcards: sat.results_of(study(), wildcards.table, FIGURES[wildcards.kind].stage),
     output:
         report(
             f"{RESULTS}/figures/{{table}}-{{kind}}.png",
@@ -69,20 +64,15 @@ rule figure:
         f"{RESULTS}/logs/figure/{{table}}-{{kind}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/figure/{{table}}-{{kind}}.tsv"
-    localrule: True  # seconds; a job with many inputs in a group would make planning quadratic
-    conda:
-        "../../envs/sat-core.yaml"
     params:
         study=STUDY_FILE,
+        verb="figure --table {table} --kind {kind}",
         caption=lambda wildcards: FIGURES[wildcards.kind].caption,
     message:
         "figure {wildcards.kind} of {wildcards.table}"
-    shell:
-        "exec python -P -m sat_core figure --study {params.study:q} --table {wildcards.table:q} --kind {wildcards.kind:q}"
-        " > {log:q} 2>&1"
 
 
-rule report:
+use rule table as report with:
     input:
         lambda wildcards: sat.targets(study()),
     output:
@@ -91,12 +81,8 @@ rule report:
         f"{RESULTS}/logs/report.log",
     benchmark:
         f"{RESULTS}/benchmarks/report.tsv"
-    localrule: True  # seconds; a job with many inputs in a group would make planning quadratic
-    conda:
-        "../../envs/sat-core.yaml"
     params:
         study=STUDY_FILE,
+        verb="report",
     message:
         "report"
-    shell:
-        "exec python -P -m sat_core report --study {params.study:q} > {log:q} 2>&1"
