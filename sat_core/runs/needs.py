@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from sat_core.runs import predict
 from sat_core.runs.files import atomic
+from sat_core.runs.predict import Cell
 from sat_core.study import Run, Study
 from sat_core.study.reading import merge, read_yaml
-
-if TYPE_CHECKING:
-    from sat_core.runs.plan import Cell
 
 MARGIN = 1.25
 """What is asked for, over the most that is predicted."""

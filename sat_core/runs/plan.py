@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -14,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sat_core.errors import ConfigError
 from sat_core.runs import folder, needs, predict
 from sat_core.runs.network import fresh_model
-from sat_core.runs.predict import STANDING, STEPS, Costs, Span
+from sat_core.runs.predict import STANDING, STEPS, Cell, Costs, Span
 from sat_core.study import Run, Study
 
 STANDARD_PASSES = 13_000
@@ -27,29 +26,6 @@ RATES = {"on a GPU": 20.0, "on a core": 0.03}
 """TFLOP/s that a guess supposes to be sustained. On a core networks for 8x8 images reach 0.02, ResNets 0.08."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """The runs of one dataset, model, defense and epsilon, which differ in their seeds, and what each will take."""
-
-    runs: list[Run]
-    costs: Costs
-    training: Span
-    judging: Span
-    curvature: Span
-    measuring: float
-    """The most that one of the jobs takes that measure curvature or lay planes, seconds."""
-
-    @property
-    def name(self) -> str:
-        return self.runs[0].id.path.rpartition("/")[0]
-
-    @property
-    def chain(self) -> Span:
-        """All that a run takes, one after the other; curvature is that of the mean run."""
-        jobs = 2 + (self.curvature.high > 0)
-        return self.training + self.judging + self.curvature + predict.certain(jobs * self.costs.startup)
-
-
 def plan(study: Study, rehearsal: Study | None, at_once: int, limits: dict[str, Any], write: bool) -> str:
     """What a study will take ``at_once`` GPUs (or runs, without), within ``limits`` of a site; what does not fit it.
 
@@ -57,7 +33,7 @@ def plan(study: Study, rehearsal: Study | None, at_once: int, limits: dict[str, 
     """
     groups: dict[str, list[Run]] = {}
     for run in study.runs:
-        groups.setdefault(run.id.path.rpartition("/")[0], []).append(run)
+        groups.setdefault(run.id.cell, []).append(run)
     found = {name: predict.costs_of(rehearsal, runs[0]) if rehearsal else None for name, runs in groups.items()}
     if rehearsal is None or not any(found.values()):
         if write:
@@ -101,14 +77,12 @@ def cell_of(study: Study, runs: list[Run], costs: Costs) -> Cell:
 
 def why_not(rehearsal: Study, run: Run) -> str:
     """Why a rehearsal has not measured a run."""
-    for id in rehearsal.run_ids.values():
-        if (id.dataset, id.model, id.defense, id.epsilon) == (run.dataset, run.model, run.defense, run.epsilon):
-            small = rehearsal.run(id)
-            if (small.folder / folder.MEASURED).exists():
-                return f"what it left to other runs is gone: delete {small.folder} and rehearse again"
-            said = [folder.hopeless(small, stage) for stage in folder.STAGES]
-            return next((f"its rehearsal failed: {why}" for why in said if why), "its rehearsal is not finished")
-    return "it has not been rehearsed"
+    if (small := predict.in_small(rehearsal, run)) is None:
+        return "it has not been rehearsed"
+    if (small.folder / folder.MEASURED).exists():
+        return f"what it left to other runs is gone: delete {small.folder} and rehearse again"
+    said = [folder.hopeless(small, stage) for stage in folder.STAGES]
+    return next((f"its rehearsal failed: {why}" for why in said if why), "its rehearsal is not finished")
 
 
 def table(cells: list[Cell]) -> pd.DataFrame:

@@ -93,6 +93,30 @@ class Costs:
         return sum(found.values()) + more * _size(self.run.folder / folder.WEIGHTS) + second
 
 
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one dataset, model, defense and epsilon, which differ in their seeds, and what each will take."""
+
+    runs: list[Run]
+    costs: Costs
+    training: Span
+    judging: Span
+    curvature: Span
+    measuring: float
+    """The most that one of the jobs takes that measure curvature or lay planes, seconds."""
+
+    @property
+    def name(self) -> str:
+        """Its address, as in a plan."""
+        return self.runs[0].id.cell
+
+    @property
+    def chain(self) -> Span:
+        """All that a run takes, one after the other; curvature is that of the mean run."""
+        jobs = 2 + (self.curvature.high > 0)
+        return self.training + self.judging + self.curvature + certain(jobs * self.costs.startup)
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -176,14 +200,15 @@ def _megabytes(run: Run, images: int) -> float:
     return images * channels * height * width / 1e6
 
 
+def in_small(rehearsal: Study, run: Run) -> Run | None:
+    """The run of a rehearsal that stands for ``run``: of the same cell."""
+    return next((rehearsal.run(id) for id in rehearsal.run_ids.values() if id.cell == run.id.cell), None)
+
+
 def costs_of(rehearsal: Study, run: Run) -> Costs | None:
     """What the rehearsal of ``run`` has measured, or None. Raises ConfigError where that cannot be read."""
-    ids = {(id.dataset, id.model, id.defense, id.epsilon): id for id in rehearsal.run_ids.values()}
-    if (id := ids.get((run.dataset, run.model, run.defense, run.epsilon))) is None:
-        return None
-    small = rehearsal.run(id)
-    path = small.folder / folder.MEASURED
-    if not path.exists():
+    small = in_small(rehearsal, run)
+    if small is None or not (path := small.folder / folder.MEASURED).exists():
         return None
     measured = read_json(path)
     if measured.get("format") != folder.MEASURED_FORMAT:

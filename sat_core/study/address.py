@@ -69,6 +69,11 @@ class RunId:
     seed: int
 
     @property
+    def cell(self) -> str:
+        """Where the runs stand that differ from it in their seeds alone: its path but for the seed."""
+        return self.path.rpartition("/")[0]
+
+    @property
     def path(self) -> str:
         return f"{self.dataset}/{self.model}/{self.defense}/eps{self.epsilon.slug}/seed{self.seed}"
 
