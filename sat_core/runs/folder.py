@@ -22,6 +22,7 @@ from sat_core.errors import ConfigError, Hopeless
 from sat_core.runs.files import atomic, checksum, is_whole, make_folder, read_json, sole_writer, verify, write_json
 from sat_core.study import Run, RunId, Study
 from sat_core.study.fingerprint import changes, environment, git_commit, made_of
+from sat_core.study.reading import seen_from
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -422,7 +423,7 @@ def data_record(run: Run) -> dict[str, Any] | None:
 def claim(study: Study) -> None:
     """Make the study's results its own; raises ConfigError where they are those of another file of the same name."""
     path = study.folder / ".study"
-    here = Path(os.path.relpath(study.path)).as_posix()
+    here = seen_from(Path(), study.path)
     other = path.read_text(encoding="utf-8") if path.exists() else here
     namesake = Path(other).stem == study.name  # else somebody has copied the folder, under the name that it has now
     if other != here and namesake and Path(other).exists() and not Path(other).samefile(study.path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from sat_core.runs.files import atomic
 from sat_core.runs.folder import STAGES
 from sat_core.study import Run, Study
 from sat_core.study.address import Epsilon
-from sat_core.study.reading import read_yaml
+from sat_core.study.reading import read_yaml, seen_from
 
 NAME, STUDY = "judged", "judge.yaml"
 
@@ -72,4 +71,4 @@ def keep(study: Study) -> None:
 def _seen(out: Path, name: str) -> str:
     if not Path(name).is_file():
         raise ConfigError(f"{name}: there is no such file")
-    return Path(os.path.relpath(name, out)).as_posix()
+    return seen_from(out, name)

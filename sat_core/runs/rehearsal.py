@@ -6,7 +6,7 @@ It is a study like any other, in a file of its own, which says what it changes.
 from __future__ import annotations
 
 import math
-import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from sat_core.errors import ConfigError
 from sat_core.runs.data import count_images, rarest_share
 from sat_core.runs.files import atomic
 from sat_core.study import Run, RunId, Study
-from sat_core.study.external import ROBUSTBENCH, External
-from sat_core.study.reading import read_yaml
+from sat_core.study.reading import read_yaml, seen_from
 
 EPOCHS, BATCHES, IMAGES, ITERATIONS = 2, 2, 8, 10
 """Of a training; of the real size, in an epoch; for AutoAttack, and for curvature and planes twice as many; of each of
@@ -61,9 +60,10 @@ def rehearsal(study: Study) -> dict[str, Any]:
     for name in ("rehearses", "plugins"):
         content.pop(name, None)
     if study.file.plugins:
-        content["plugins"] = [_seen_from(place, study.path.parent / name) for name in study.file.plugins]
+        content["plugins"] = [seen_from(place, study.path.parent / name) for name in study.file.plugins]
     if study.externals:
-        content["external"] = {name: _moved(place, external) for name, external in study.externals.items()}
+        there = {name: one.moved(partial(seen_from, place)) for name, one in study.externals.items()}
+        content["external"] = {n: one.model_dump(mode="json", exclude_unset=True) for n, one in there.items()}
     for name, table in content["tables"].items():
         table["seeds"] = study.file.tables[name].seeds[:1]
     for variant in content.get("variants", {}).values():
@@ -74,7 +74,7 @@ def rehearsal(study: Study) -> dict[str, Any]:
     changed = [change for name in dict.fromkeys(run.dataset for run in runs) for change in _of_dataset(name, runs)]
     return {
         "description": f"The rehearsal of {study.path.name}, written by Snakemake.",
-        "rehearses": _seen_from(place, study.path),
+        "rehearses": seen_from(place, study.path),
         **{key: value for key, value in content.items() if key not in ("description", "overrides")},
         "overrides": [*_said(study, list(cells)), *changed],
     }
@@ -90,20 +90,6 @@ def _said(study: Study, cells: list[RunId]) -> list[dict[str, Any]]:
                 said["where"]["seed"] = [seed for seed in seeds if any(id.seed == seed for id in cells)]
             found.append(said)
     return found
-
-
-def _moved(place: Path, external: External) -> dict[str, Any]:
-    """An external network, its files as seen from ``place``."""
-    moved = {"weights": _seen_from(place, Path(external.weights))}
-    if external.place not in (None, ROBUSTBENCH):
-        moved["model"] = f"{_seen_from(place, Path(str(external.place)))}:{external.function}"
-    return external.model_dump(mode="json", exclude_unset=True) | moved
-
-
-def _seen_from(place: Path, path: Path) -> str:
-    """Also where ``results`` is a symlink, from which ``..`` leads elsewhere than it seems."""
-    here, there = place.resolve(), path.parent.resolve() / path.name
-    return Path(os.path.relpath(there, here)).as_posix()
 
 
 def _of_dataset(name: str, runs: list[Run]) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ class External(Frozen):
         return self.model.rpartition(":")[0] or None
 
     @property
+    def file(self) -> str | None:
+        """The file that the network's code is in, if that is someone's own."""
+        return None if self.place == ROBUSTBENCH else self.place
+
+    @property
     def function(self) -> str:
         """What makes the network there."""
         return self.model.rpartition(":")[2]
@@ -56,17 +62,21 @@ class External(Frozen):
         """What tables call the network, and where its results stand."""
         return self.function.lower()
 
+    def moved(self, seen: Callable[[str], str]) -> External:
+        """The same, with its files named as ``seen`` names them."""
+        files = {"weights": seen(self.weights)}
+        if self.file is not None:
+            files["model"] = f"{seen(self.file)}:{self.function}"
+        return self.model_copy(update=files)
+
     def seen_from(self, study: Path) -> External:
         """The same, its files as seen from the working directory; raises ConfigError where one is not there."""
-        moved = {"weights": plugins.beside(study, self.weights)}
-        if not Path(moved["weights"]).is_file():
-            raise ConfigError(f"weights {moved['weights']}: there is no such file")
-        if self.place not in (None, ROBUSTBENCH):
-            file = plugins.beside(study, self.place or "")
-            if self.function not in (there := plugins.names(Path(file))):
-                raise ConfigError(f"{file}: {unknown('function', self.function, there)}")
-            moved["model"] = f"{file}:{self.function}"
-        return self.model_copy(update=moved)
+        moved = self.moved(partial(plugins.beside, study))
+        if not Path(moved.weights).is_file():
+            raise ConfigError(f"weights {moved.weights}: there is no such file")
+        if moved.file is not None and self.function not in (there := plugins.names(Path(moved.file))):
+            raise ConfigError(f"{moved.file}: {unknown('function', self.function, there)}")
+        return moved
 
     def settings(self) -> dict[str, Any]:
         """What of it changes numbers, as JSON: the weights by their content, the code by the function's name."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 from sat_core import __version__, plugins
 from sat_core.errors import ConfigError
 from sat_core.study.external import ROBUSTBENCH
+from sat_core.study.reading import seen_from
 from sat_core.study.run import Run
 
 PACKAGE = Path(__file__).parent.parent
@@ -173,7 +173,7 @@ def _neighbours(node: ast.AST, homes: tuple[Path, ...]) -> list[str]:
     project = [PACKAGE.parent] if (PACKAGE.parent / "pyproject.toml").exists() else []
     places = [Path(home, *step) for step in steps for home in (*homes, *project)]
     found = [file for place in places for file in plugins.files(place) if file.is_file()]
-    return [Path(os.path.relpath(file)).as_posix() for file in dict.fromkeys(found)]
+    return [seen_from(Path(), file) for file in dict.fromkeys(found)]
 
 
 @cache

@@ -41,6 +41,12 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
+def seen_from(place: Path, path: str | Path) -> str:
+    """What a file is called as seen from a folder; ``..`` leads from where that really is, symlink or not."""
+    path = Path(path)
+    return Path(os.path.relpath(path.parent.resolve() / path.name, place.resolve())).as_posix()
+
+
 def chain(content: Any, path: Path) -> list[tuple[Path, Any]]:
     """A study's file with its content, then that which it ``extends``, and so on; raises ConfigError for a circle."""
     found = [(path, content)]
@@ -69,7 +75,7 @@ def extended(files: list[tuple[Path, Any]]) -> Any:
     base, below = extended(others), others[0][0]
 
     def moved(name: Any) -> str:
-        return Path(os.path.relpath(below.parent / str(name), path.parent)).as_posix()
+        return seen_from(path.parent, below.parent / str(name))
 
     if isinstance(base.get("plugins"), list):
         base = {**base, "plugins": [moved(name) for name in base["plugins"]]}
