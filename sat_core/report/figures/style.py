@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from sat_core.runs import folder
 from sat_core.runs.files import read_arrays
-from sat_core.study import RunId, Study
+from sat_core.study import RunId, Study, usual_names
 from sat_core.study.address import Epsilon
 from sat_core.study.file import Table
 
@@ -37,11 +37,6 @@ LAST = ("trivial", "published")
 MARKERS = "osD^vP*X<>phd8H"
 PAIRS = [(colour, MARKERS[(i + 7 * turn) % len(MARKERS)]) for turn in range(8) for i, colour in enumerate(COLOURS)]
 """All different; seven in a row differ in both colour and marker."""
-STYLED = (
-    *("standard", "madry", "trades", "dynamic", "cat", "hsat", "psat"),
-    *("epsilon_curriculum", "fat", "mart", "pas", "gairat", "mail", "score", "step_curriculum", "loss_curriculum"),
-)
-"""Defenses in the order in which they have been given their looks; new ones come last."""
 
 
 class Drawing(NamedTuple):
@@ -62,7 +57,7 @@ def appearance(study: Study, table: Table) -> dict[str, tuple[str, str]]:
 
     A variant has the colour of what it varies, and a marker of its own. Defenses from elsewhere take what is left.
     """
-    looks = dict(zip(STYLED, PAIRS, strict=False))
+    looks = dict(zip(usual_names(), PAIRS, strict=False))
     free = [pair for pair in PAIRS if pair not in looks.values()]
     for name in table.defenses:
         if name not in looks:
