@@ -16,7 +16,7 @@ import pandas as pd
 
 from sat_core.report import notes
 from sat_core.report.latex import latex
-from sat_core.report.numbers import ADDRESS, AFTER, LAST, SECONDS, costs, interval, published, results, summarise
+from sat_core.report.numbers import ADDRESS, AFTER, SECONDS, costs, interval, published, results, summarise
 from sat_core.report.references import references
 from sat_core.report.render import TRIVIAL, Cell, Sheet, as_html, markdown
 from sat_core.runs.files import atomic
@@ -44,22 +44,16 @@ def accuracy_cells(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
         external=("external", "first"),
     )
     cells = cells.merge(shared, "left", ADDRESS[:3])
-    for column in ("trivial_seeds", "stale_seeds", "test_images"):
+    last = [
+        rows.assign(more=rows[f"last_{name}"] - rows[name])  # of the seeds that have both
+        .groupby(ADDRESS[:3], as_index=False)
+        .agg(last=(f"last_{name}", "mean"), last_difference=("more", "mean"), last_seeds=(f"last_{name}", "count"))
+        .assign(accuracy=name)
+        for name in ("clean", "robust")
+    ]
+    cells = cells.merge(pd.concat(last), "left", [*ADDRESS[:3], "accuracy"])
+    for column in ("trivial_seeds", "stale_seeds", "test_images", "last_seeds"):
         cells[column] = pd.to_numeric(cells[column]).astype("Int64")
-    more = {f"more_{name}": rows[f"last_{name}"] - rows[name] for name in ("clean", "robust")}
-    last = rows.assign(**more).groupby(ADDRESS[:3])[[*LAST, *more]].agg(["mean", "count"])
-    for column, source, how in (
-        ("last", "last", "mean"),
-        ("last_difference", "more", "mean"),  # of the seeds that have both
-        ("last_seeds", "last", "count"),
-    ):
-        cells[column] = [
-            last[f"{source}_{cell.accuracy}", how].get((cell.model, cell.defense, cell.epsilon), math.nan)
-            if cell.accuracy in ("clean", "robust")
-            else math.nan
-            for cell in cells.itertuples()
-        ]
-    cells["last_seeds"] = pd.to_numeric(cells["last_seeds"]).astype("Int64")
     ends = [
         interval(cell.mean, cell.std, cell.seeds, cell.test_images) if cell.seeds else (math.nan, math.nan)
         for cell in cells[["mean", "std", "seeds", "test_images"]].itertuples(index=False)
