@@ -16,12 +16,6 @@ from sat_core.errors import ConfigError, unknown
 T = TypeVar("T")
 
 
-def _not_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a number is expected, not true/false")
-    return value
-
-
 def _fraction(value: Any) -> Any:
     """Numbers may be written as fractions: '1/4' is 0.25."""
     if isinstance(value, str):
@@ -29,7 +23,9 @@ def _fraction(value: Any) -> Any:
             return float(Fraction(value) if "/" in value else value)
         except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError(f"'{value}' is not a number or a fraction such as 1/4") from None
-    return _not_bool(value)
+    if isinstance(value, bool):
+        raise ValueError("a number is expected, not true/false")
+    return value
 
 
 def _within_reason(value: int) -> int:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -28,9 +28,6 @@ from sat_core.runs.device import take_device
 from sat_core.runs.files import atomic, write_json
 from sat_core.runs.network import measuring_attack, trained_model
 from sat_core.study.run import Run
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +95,8 @@ def summarise(table: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 def draw(table: pd.DataFrame, spearman: dict[str, float], path: Path) -> None:
     """Scatter of the exact eigenvalue against each psi."""
-    figure, axes = plt.subplots(1, len(METRICS), figsize=(9, 3.2), sharey=True, layout="constrained")
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(METRICS), sharey=True)
     for axis, metric in zip(axes, METRICS, strict=True):
         for (name, part), marker in zip(table.groupby("iterate", sort=False), "o^s", strict=True):
             axis.scatter(part[metric], part["exact"], s=12, marker=marker, alpha=0.6, label=f"{name} iterate")
@@ -107,4 +105,3 @@ def draw(table: pd.DataFrame, spearman: dict[str, float], path: Path) -> None:
     axes[0].legend(fontsize=7)
     with atomic(path, "wb") as file:
         figure.savefig(file, format="png", dpi=150)
-    plt.close(figure)

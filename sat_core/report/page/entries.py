@@ -16,8 +16,6 @@ from sat_core.runs import folder, heartbeat
 from sat_core.runs.files import read_arrays
 from sat_core.study import Run, Study
 
-NONE = pd.DataFrame()
-
 
 class Problem(NamedTuple):
     """What a run lacks: at which ``stage``, in a word or two (``state``), and in a sentence."""
@@ -40,9 +38,9 @@ class Entry:
 
     run: Run
     record: dict[str, Any] = field(default_factory=dict)
-    history: pd.DataFrame = field(default_factory=lambda: NONE)
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
     verdict: dict[str, Any] = field(default_factory=dict)
-    images: pd.DataFrame = field(default_factory=lambda: NONE)
+    images: pd.DataFrame = field(default_factory=pd.DataFrame)
     examples: dict[str, np.ndarray] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     curvature: dict[str, Any] = field(default_factory=dict)
