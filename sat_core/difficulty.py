@@ -146,7 +146,7 @@ class Capture:
 def capture(*modules: nn.Module, deltas: bool = False) -> Iterator[Capture]:
     """Record what passes through ``modules`` while the block runs; with ``deltas`` also their outputs' gradients.
 
-    Raises ValueError for a module that is met twice in one pass.
+    With ``deltas`` a module that is met twice in one pass raises ValueError; without, its last input is kept.
     """
     seen = Capture(modules, deltas)
 

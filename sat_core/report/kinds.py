@@ -9,7 +9,7 @@ class Kind(NamedTuple):
     """A kind of figure. ``stage``: what was done to each of its runs.
 
     ``alt`` says what is to be seen to who cannot see it; ``caption`` how to read it. ``on_request``: drawn only where
-    it is asked for by name.
+    its runs have planes of that kind, by ``landscape.reattack``, or it is asked for by name.
     """
 
     stage: str
@@ -41,7 +41,7 @@ FIGURES = {
         "Line charts over the epochs, one line a run: loss, clean and robust validation accuracy, lambda, share of "
         "samples stopped, and attack steps used.",
         "Loss: what the defense minimises, so defenses differ in kind (CAT adds a margin, which may be negative). "
-        "Validation accuracy: clean, and under the PGD of the training. lambda: the difficulty that the curriculum "
+        "Validation accuracy: clean, and under the PGD of validation. lambda: the difficulty that the curriculum "
         "allows; for dynamic, the threshold that it calls c. Stopped: the share of samples whose attack ended before "
         "its last step; below it the mean number of steps a sample. Dotted: a training that is not finished.",
     ),

@@ -233,7 +233,7 @@ class Trainer:
         )
 
     def validate(self) -> tuple[float, float]:
-        """Clean and robust accuracy, in [0, 1], on the validation images under the training PGD."""
+        """Clean and robust accuracy, in [0, 1], on the validation images under the PGD of validation."""
         size = at_once(self.run, self.model, self.device)
         return accuracies(self.network, self.validation_images, validation_attack(self.run), size)
 

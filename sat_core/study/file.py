@@ -45,6 +45,8 @@ class Where(Frozen):
 
 
 class Override(Frozen):
+    """What is ``set`` for the runs that it is said of; those that come later win."""
+
     where: Where = Where()
     set: Settings
 
