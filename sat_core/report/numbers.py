@@ -50,6 +50,7 @@ def evaluated(run: Run) -> dict[str, Any] | None:
 def row(run: Run, summary: dict[str, Any], images: pd.DataFrame) -> dict[str, Any]:
     """The row of a run with this verdict, the summary and the images."""
     accuracies = {"clean": summary["clean"], **summary["after"], "robust": summary["robust"]}
+    record = folder.record_of(run, "train") or {}
     return {
         **address(run),
         **{name: 100 * accuracies[name] for name in AFTER},
@@ -58,8 +59,8 @@ def row(run: Run, summary: dict[str, Any], images: pd.DataFrame) -> dict[str, An
         "n": summary["n"],
         "trivial": is_trivial(images),
         "flags": ", ".join(summary.get("flags", ())),
-        "external": elsewhere(run),
-        "attacked": attacked(run),
+        "external": elsewhere(record),
+        "attacked": record.get("attacked", run.base != "standard"),  # records of externals do not say
         "version": summary.get("version", "standard"),
         "precision": summary.get("precision", "float32"),
         "device": summary["device"],
@@ -67,15 +68,9 @@ def row(run: Run, summary: dict[str, Any], images: pd.DataFrame) -> dict[str, An
     }
 
 
-def attacked(run: Run) -> bool:
-    """Whether it was trained on attacked images, as far as is known."""
-    return (folder.record_of(run, "train") or {}).get("attacked", run.base != "standard")
-
-
-def elsewhere(run: Run) -> str:
-    """Where the weights are from, and what speaks against a verdict on them; "" if they were trained here."""
-    about = (folder.record_of(run, "train") or {}).get("external")
-    if about is None:
+def elsewhere(record: dict[str, Any]) -> str:
+    """Where the weights of ``run.json`` are from, and what speaks against a verdict; "" if they were trained here."""
+    if (about := record.get("external")) is None:
         return ""
     return "; ".join([f"{about['file']}, SHA-256 {about['weights'][:12]}", *about["doubts"]])
 
