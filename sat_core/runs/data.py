@@ -73,9 +73,12 @@ def prepare(run: Run) -> dict[str, Any]:
             return record
     except ConfigError as error:
         log.warning("%s", error)
-    whole = _sample(run.data, run.dataset, _checked(run.data, run.dataset, _read(run.data, run.dataset, train=True)))
-    test = _checked(run.data, run.dataset, _read(run.data, run.dataset, train=False))
-    train, validation = stratified_split(whole.labels, run.validation.fraction)
+    try:
+        whole = _sample(run.data, _checked(run.data, _read(run.data, train=True)))
+        test = _checked(run.data, _read(run.data, train=False))
+        train, validation = stratified_split(whole.labels, run.validation.fraction)
+    except ConfigError as error:
+        raise ConfigError(f"dataset '{run.dataset}': {error}") from None
     parts = {"train": _subset(whole, train), "validation": _subset(whole, validation), "test": test}
     tensors = {f"{p}.{kind}": getattr(images, kind) for p, images in parts.items() for kind in ("pixels", "labels")}
     with atomic(path, "wb") as file:
@@ -120,11 +123,8 @@ def check_sample(data: Data, there: int) -> None:
         raise ConfigError(f"data.train_images asks for {wanted} of {there}: a sample is of {most} at most, or of all")
 
 
-def _sample(data: Data, name: str, images: Images) -> Images:
-    try:
-        check_sample(data, len(images))
-    except ConfigError as error:
-        raise ConfigError(f"dataset '{name}': {error}") from None
+def _sample(data: Data, images: Images) -> Images:
+    check_sample(data, len(images))
     if data.train_images in (None, len(images)):
         return images
     return _subset(images, stratified_split(images.labels, data.train_images)[1])
@@ -148,26 +148,26 @@ def _checksum(images: Images) -> str:
     return digest.hexdigest()
 
 
-def _checked(data: Data, name: str, images: Images) -> Images:
+def _checked(data: Data, images: Images) -> Images:
     if tuple(images.pixels.shape[1:]) != data.image:
         found, wanted = ("x".join(map(str, shape)) for shape in (images.pixels.shape[1:], data.image))
-        raise ConfigError(f"dataset '{name}': its images are {found} (C x H x W) but data.image says {wanted}")
+        raise ConfigError(f"its images are {found} (C x H x W) but data.image says {wanted}")
     if not len(images):
-        raise ConfigError(f"dataset '{name}': there are no images under '{data.root}'")
+        raise ConfigError(f"there are no images under '{data.root}'")
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0 or high >= data.classes:
-        raise ConfigError(f"dataset '{name}': labels lie in {low}..{high}, outside 0..{data.classes - 1}")
+        raise ConfigError(f"labels lie in {low}..{high}, outside 0..{data.classes - 1}")
     return images
 
 
-def _read(data: Data, name: str, train: bool) -> Images:
+def _read(data: Data, train: bool) -> Images:
     if data.source == "digits":
         return _digits(train)
     if data.source == "folder":
-        return _folder(Path(data.root), "train" if train else "test", data, name)
+        return _folder(Path(data.root), "train" if train else "test", data)
     if data.source == "imagenette":
-        return _imagenette(data, name, train)
-    dataset = _torchvision(data, name, train=train)
+        return _imagenette(data, train)
+    dataset = _torchvision(data, train=train)
     pixels = torch.as_tensor(dataset.data)
     pixels = pixels.permute(0, 3, 1, 2).contiguous() if pixels.ndim == 4 else pixels.unsqueeze(1)
     return Images(pixels, torch.as_tensor(dataset.targets))
@@ -184,7 +184,7 @@ def _digits(train: bool) -> Images:
     return _subset(whole, train_index if train else test_index)
 
 
-def _torchvision(data: Data, name: str, **which: Any) -> Any:
+def _torchvision(data: Data, **which: Any) -> Any:
     from torchvision import datasets  # takes five seconds to import, and digits do without
 
     classes = {
@@ -200,40 +200,40 @@ def _torchvision(data: Data, name: str, **which: Any) -> Any:
     except (RuntimeError, OSError):
         pass
     if not Path(data.root).absolute().parent.exists():  # a slip: nobody wants a tree of folders made for it
-        raise ConfigError(f"dataset '{name}': data.root: there is no folder that '{data.root}' could be made in")
+        raise ConfigError(f"data.root: there is no folder that '{data.root}' could be made in")
     try:
         return dataset_class(data.root, download=True, **which)
     except (RuntimeError, OSError) as error:
         why = " ".join(str(error).split())
         raise ConfigError(
-            f"dataset '{name}' is not under '{data.root}' and could not be downloaded ({why}): connect to the "
+            f"it is not under '{data.root}' and could not be downloaded ({why}): connect to the "
             f"network, or set data.root to a folder that holds torchvision's {dataset_class.__name__}"
         ) from None
 
 
-def _imagenette(data: Data, name: str, train: bool) -> Images:
+def _imagenette(data: Data, train: bool) -> Images:
     """Imagenette's 160 px version; the middle square of each image, whose shorter side is 160."""
-    dataset = _torchvision(data, name, split="train" if train else "val", size="160px")
-    return _decode([(Path(file), label) for file, label in dataset._samples], data, name, crop=True)
+    dataset = _torchvision(data, split="train" if train else "val", size="160px")
+    return _decode([(Path(file), label) for file, label in dataset._samples], data, crop=True)
 
 
-def _folder(root: Path, part: str, data: Data, name: str) -> Images:
+def _folder(root: Path, part: str, data: Data) -> Images:
     """Class folders of image files, all of the size that data.image says; the same classes in train and test."""
     found = {p: sorted(path.name for path in root.glob(f"{p}/*") if path.is_dir()) for p in ("train", "test")}
     if len(found[part]) != data.classes:
-        raise ConfigError(f"dataset '{name}': {root / part} holds {len(found[part])} class folders, not {data.classes}")
+        raise ConfigError(f"{root / part} holds {len(found[part])} class folders, not {data.classes}")
     if odd := sorted(set(found["train"]) ^ set(found["test"])):
-        raise ConfigError(f"dataset '{name}': class folder '{odd[0]}' is in only one of {root}/train and {root}/test")
+        raise ConfigError(f"class folder '{odd[0]}' is in only one of {root}/train and {root}/test")
     files = [(path, i) for i, label in enumerate(found[part]) for path in sorted((root / part / label).iterdir())]
     if folders := [path for path, _ in files if path.is_dir() and not path.name.startswith(".")]:
-        raise ConfigError(f"dataset '{name}': {folders[0]} is a folder within a class: images must lie beside it")
+        raise ConfigError(f"{folders[0]} is a folder within a class: images must lie beside it")
     files = [(path, i) for path, i in files if path.is_file()]
     if files and (empty := sorted(set(range(data.classes)) - {i for _, i in files})):
-        raise ConfigError(f"dataset '{name}': class folder {root / part / found[part][empty[0]]} holds no images")
-    return _decode(files, data, name)
+        raise ConfigError(f"class folder {root / part / found[part][empty[0]]} holds no images")
+    return _decode(files, data)
 
 
-def _decode(files: list[tuple[Path, int]], data: Data, name: str, crop: bool = False) -> Images:
+def _decode(files: list[tuple[Path, int]], data: Data, crop: bool = False) -> Images:
     from PIL import Image, ImageOps
 
     channels, height, width = data.image
@@ -244,15 +244,13 @@ def _decode(files: list[tuple[Path, int]], data: Data, name: str, crop: bool = F
         try:
             with Image.open(path) as file:
                 if file.mode in ("F", "I") or file.mode.startswith("I;"):
-                    raise ConfigError(f"dataset '{name}': {path} is not of 8 bits a channel (mode {file.mode})")
+                    raise ConfigError(f"{path} is not of 8 bits a channel (mode {file.mode})")
                 image = file.convert("RGB" if channels == 3 else "L")
         except (OSError, SyntaxError) as error:  # so Pillow calls a broken PNG
-            raise ConfigError(f"dataset '{name}': {path} cannot be read as an image: {error}") from None
+            raise ConfigError(f"{path} cannot be read as an image: {error}") from None
         image = ImageOps.fit(image, (width, height)) if crop else image
         if image.size != (width, height):
-            raise ConfigError(
-                f"dataset '{name}': {path} is {image.width}x{image.height}, but data.image says {width}x{height}"
-            )
+            raise ConfigError(f"{path} is {image.width}x{image.height}, but data.image says {width}x{height}")
         pixels[i] = np.asarray(image).reshape(height, width, channels)
     labels = torch.tensor([label for _, label in files])
     return Images(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)

@@ -217,7 +217,7 @@ def test_float_images_which_could_hold_nan_are_refused(folder_study, tmp_path):
 def test_labels_outside_the_classes_are_refused():
     images = Images(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 5]))
     with pytest.raises(ConfigError, match=r"labels lie in 0..5, outside 0..4"):
-        _checked(Data(source="digits", image=(1, 8, 8), classes=5), "d", images)
+        _checked(Data(source="digits", image=(1, 8, 8), classes=5), images)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -315,7 +315,7 @@ def test_missing_data_without_a_network_is_one_sentence(write_study, capsys, mon
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     assert main(["data", "--study", str(write_study(study)), "--dataset", "mnist"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: dataset 'mnist' is not under 'nowhere' and could not be downloaded")
+    assert error.startswith("error: dataset 'mnist': it is not under 'nowhere' and could not be downloaded")
     study["overrides"][0]["set"]["data"]["root"] = "mistyped/mnist"
     assert main(["data", "--study", str(write_study(study, "slip")), "--dataset", "mnist"]) == 2
     assert "there is no folder that 'mistyped/mnist' could be made in" in capsys.readouterr().err
