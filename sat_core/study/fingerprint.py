@@ -17,11 +17,11 @@ from typing import Any
 
 from sat_core import __version__, plugins
 from sat_core.errors import ConfigError
+from sat_core.study import PACKAGE
 from sat_core.study.external import ROBUSTBENCH
 from sat_core.study.reading import seen_from
 from sat_core.study.run import Run
 
-PACKAGE = Path(__file__).parent.parent
 PACKAGES = ("torch", "torchvision", "pyautoattack", "numpy", "scikit-learn", "snakemake")
 STAGES: dict[str, tuple[str, ...]] = {
     "data": ("data", "validation"),

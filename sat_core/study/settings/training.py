@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from sat_core.fields import Count, Frozen, Natural, Number, Positive, When, at
+from sat_core.fields import Count, Frozen, Natural, NonNegative, Number, Positive, When, at
 
 
 class AWP(Frozen):
@@ -25,7 +25,7 @@ class Training(Frozen):
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Positive
     momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="of SGD; of Adam, its first beta")
-    weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
+    weight_decay: NonNegative = 5e-4
     schedule: Literal["steps", "cosine", "linear", "one-cycle"] = Field(
         "steps", description="of lr: divided by 10 at each milestone; to 0 along a cosine or a line; up and down once"
     )
