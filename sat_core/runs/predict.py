@@ -220,7 +220,7 @@ def counts(run: Run) -> tuple[int, int, int]:
     """Images that a run trains on, validates on, judges."""
     train, test = count_images(run)
     train = run.data.train_images or train
-    held_out = round(train * run.validation.fraction)
+    held_out = math.ceil(train * run.validation.fraction)  # as scikit-learn splits
     return train - held_out, held_out, min(run.evaluation.images or test, test)
 
 
@@ -302,7 +302,8 @@ def curvature(run: Run, costs: Costs, stages: list[str]) -> Span:
     config, unit, found = run.curvature, costs.measured.get("curvature"), certain(0.0)
     if unit is None:
         return found
-    images, attack = config.images, config.images * costs.measured["validation"]
+    images, share = config.images, run.attack.steps / (run.validation.steps or run.attack.steps)
+    attack = images * costs.measured["validation"] * share  # validation's own may take fewer steps, or more
     steps = Span(min(5, config.steps), config.steps / 2, config.steps)
     lanczos = steps * (images * unit["product"])
     if "curvature" in stages:

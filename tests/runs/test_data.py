@@ -140,6 +140,17 @@ def test_a_folder_with_one_class_is_refused_before_work(folder_study, tmp_path):
         check(study, study.runs)
 
 
+def test_what_a_desktop_or_a_notebook_hides_among_images_is_none(folder_study, tmp_path):
+    before = prepare(folder_study().runs[0])
+    for place in ("pictures/train", "pictures/train/cat", "pictures/test"):
+        (tmp_path / place / ".DS_Store").write_bytes(b"Bud1")
+        (tmp_path / place / ".ipynb_checkpoints").mkdir()
+    folder.data_file(folder_study().runs[0]).unlink()
+    study = folder_study()
+    check(study, study.runs)
+    assert prepare(study.runs[0]) == before
+
+
 def test_folders_within_a_class_and_more_images_than_there_are_get_a_sentence(folder_study, tmp_path):
     content = yaml.safe_load(folder_study().path.read_text())
     content["overrides"] = [*content.get("overrides", []), {"set": {"evaluation": {"images": 17}}}]

@@ -35,7 +35,7 @@ class Data(Frozen):
     def _find_classes(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("source") == "folder" and "classes" not in data:
             train = Path(str(data.get("root", "data")), "train").expanduser()
-            found = sorted(path.name for path in train.iterdir() if path.is_dir()) if train.is_dir() else []
+            found = sorted(p.name for p in train.glob("*") if p.is_dir() and not p.name.startswith("."))
             if len(found) < 4:
                 wanted = "a folder for each of four or more classes"
                 raise ValueError(f"{train} must hold {wanted}, it holds {found}; or say data.classes")
