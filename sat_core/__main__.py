@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
             if isinstance(error, Interrupted):
                 folder.count_interruption(run, options.verb)
             if lacks_memory(error) and re.search("cuda|cudnn|cublas|engine", str(error).lower()):
-                error = no_room(error, out_of_memory(options.verb))
+                error = no_room(error, options.verb)
             if isinstance(error, Hopeless) and options.verb in folder.STAGES:
                 folder.give_up(run, options.verb, error)
             raise error from None
@@ -203,21 +203,23 @@ def judge(study: Study, run: Run) -> None:
     print((run.folder / folder.CARD).read_text(encoding="utf-8"))
 
 
-def out_of_memory(verb: str) -> str:
+def out_of_memory(verb: str, place: str = "") -> str:
     """That there is too little memory, and what setting takes less of it, where one does."""
+    said = f"out of memory on {place}" if place else "out of memory"
     part = {"train": "training", "evaluate": "evaluation", "curvature": "curvature", "landscape": "curvature"}.get(verb)
-    return f"out of memory; lower {part}.batch_size" if part else "out of memory"
+    return f"{said}; lower {part}.batch_size" if part else said
 
 
-def no_room(error: BaseException, said: str) -> ConfigError:
+def no_room(error: BaseException, verb: str) -> ConfigError:
     """A GPU's memory was too small: no reason to try again, unless others took of it, or the GPU may be ill."""
     from sat_core.runs.device import gpu_name, shares_gpu
 
+    said = out_of_memory(verb, gpu_name())
     if shares_gpu():
         return ConfigError(f"{said}, or resources.runs_per_gpu: others work on this GPU")
     if not lacks_memory(error, surely=True):
-        return ConfigError(f"{said}, unless {gpu_name()} is out of order; it said: {str(error).splitlines()[0]}")
-    return Hopeless(f"{said}; it was {gpu_name()}")
+        return ConfigError(f"{said}, unless the GPU is out of order; it said: {str(error).splitlines()[0]}")
+    return Hopeless(said)
 
 
 def _stop(number: int, _: object) -> NoReturn:

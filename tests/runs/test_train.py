@@ -136,7 +136,7 @@ def test_what_is_surely_a_gpu_without_memory_is_not_tried_again(tiny, monkeypatc
     for again in (False, True):
         assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 2
         said = capsys.readouterr().err
-        assert "out of memory; lower training.batch_size" in said
+        assert "out of memory on the GPU; lower training.batch_size" in said
         assert ("(found before" in said) == (again and surely)
         assert surely or f"unless the GPU is out of order; it said: {words}" in said
 
@@ -150,7 +150,7 @@ def test_a_gpu_that_others_have_filled_is_tried_again(tiny, monkeypatch, capsys)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1e9, 80e9))
     properties = SimpleNamespace(name="A100", total_memory=80e9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: properties)
-    lower = "batch_size; it was A100 with 80 GB"
+    lower = "out of memory on A100 with 80 GB; lower training.batch_size\n"
     for reserved, said in ((60e9, "runs_per_gpu: others work"), (78.5e9, lower), (60e9, "(found before")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda reserved=reserved: reserved)
