@@ -34,7 +34,7 @@ EDITS = {
     "an error of a study": ("sat_core/study/address.py", "is not of the form", "lacks the form", NOTHING),
     "a new network": ("sat_core/models/tiny.py", None, "def tiny(image, classes):\n    return None\n", NOTHING),
     "a new setting": (TRAINING, "    epochs: Count\n", "    epochs: Count\n    new: int = 0\n", NOTHING),
-    "a default that is not in use": (TRAINING, "] = 5e-4\n", "] = 1e-3\n", NOTHING),
+    "a default that is not in use": (TRAINING, " = 5e-4\n", " = 1e-3\n", NOTHING),
     "a default that is in use": (TRAINING, "= Field(0.9, ", "= Field(0.8, ", TRAIN),
     "a defense": ("sat_core/defenses/psat.py", "class PSAT", "EXTRA = 1\n\n\nclass PSAT", {f"train {PSAT}"}),
     "the attack": ("sat_core/attacks.py", "class Iterate", "EXTRA = 1\n\n\nclass Iterate", TRAIN),
