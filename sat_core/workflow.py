@@ -22,6 +22,7 @@ import yaml
 
 from sat_core.errors import ConfigError, unknown
 from sat_core.report import products
+from sat_core.report.status import look
 from sat_core.runs import folder
 from sat_core.runs.files import atomic
 from sat_core.runs.heartbeat import ANEW, began_otherwise
@@ -188,6 +189,11 @@ def to_redo(study: Study) -> set[str]:
         if run.folder.is_dir() and folder.record_of(run, "train") is None and began_otherwise(run):
             log.warning(f"train {run.id.path} {ANEW}")
     return set(found)
+
+
+def failures(study: Study) -> list[str]:
+    """The runs that have failed, a sentence each, as `status` has it."""
+    return [f"{state.run.id.path}: {state.text}" for state in look(study).states if state.word == "failed"]
 
 
 def restarts(study: Study, rule: str, run: str | None, budget: int) -> int:
