@@ -1,3 +1,11 @@
+# Seconds each; a job with many inputs in a group would make planning quadratic. What is `used` does not inherit it.
+localrules:
+    table,
+    compare,
+    figure,
+    report,
+
+
 rule table:
     input:
         lambda wildcards: sat.results_of(study(), wildcards.table, "train", "evaluate"),
@@ -16,7 +24,6 @@ rule table:
         f"{RESULTS}/logs/table/{{table}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/table/{{table}}.tsv"
-    localrule: True  # seconds; a job with many inputs in a group would make planning quadratic
     conda:
         "../../envs/sat-core.yaml"
     params:
