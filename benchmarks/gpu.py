@@ -43,6 +43,7 @@ from sat_core import attacks, autoattack, models
 from sat_core.attacks import PGD, cross_entropy, frozen
 from sat_core.graphs import Graphs, Work, cuda_graph
 from sat_core.hessian import Objective, lambda_max
+from sat_core.runs.device import is_ampere
 from sat_core.runs.files import atomic
 from sat_core.runs.network import is_small
 from sat_core.runs.trainer import Trainer
@@ -204,13 +205,8 @@ def one_epoch(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
 def speed(device: torch.device, size: Size) -> Iterator[dict[str, object]]:
     """Training steps against their floor and against what others write, taking turns."""
     for model, pgd in size.steps:
-        for precision in ("float32", "tf32", "bfloat16") if is_new(device) else ("float32",):
+        for precision in ("float32", "tf32", "bfloat16") if is_ampere(device) else ("float32",):
             yield from or_its_error(model, precision, speed_of(device, size, model, pgd, precision))
-
-
-def is_new(device: torch.device) -> bool:
-    """Whether its arithmetic units know TF32 and bfloat16."""
-    return device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def or_its_error(network: str, part: str, rows: Iterator[dict[str, object]]) -> Iterator[dict[str, object]]:

@@ -104,7 +104,7 @@ EXPECTED = {
     "model_type": MAPPING,
     "model_attributes_type": MAPPING,
     "missing": "it is missing",
-    "list_type": "a list is expected, such as [{input}]",
+    "list_type": "a list is expected, such as [{example}]",
     "too_short": "at least {min_length} of them is needed",
     "int_type": "a whole number is expected",
     "int_parsing": "a whole number is expected",
@@ -122,7 +122,8 @@ def sentence(error: pydantic.ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"] if part != "[key]")
     kind, message = first["type"], first["msg"].removeprefix("Value error, ")
     value = first.get("input")
-    message = EXPECTED[kind].format(input=value, **first.get("ctx", {})) if kind in EXPECTED else message
+    example = value if isinstance(value, (str, int, float)) else 0.3
+    message = EXPECTED[kind].format(example=example, **first.get("ctx", {})) if kind in EXPECTED else message
     if not isinstance(value, (Mapping, list, type(None))) and str(value) not in message:
         message += f", not {value!r}"
     if kind == "string_pattern_mismatch" and re.fullmatch(first["ctx"]["pattern"], small := str(value).strip().lower()):

@@ -122,8 +122,10 @@ def check_once(study: Study) -> None:
 
 def tell_without_gpu(study: Study) -> None:
     """Say at once where trainings that ask for hours of a GPU are to be computed by a machine that has none."""
-    waiting = [run for run in study.runs if run.resources.gpus and folder.record_of(run, "train") is None]
-    if any(run.resources.train_minutes > HOUR for run in waiting) and not any(map(os.path.exists, DRIVERS)):
+    if any(map(os.path.exists, DRIVERS)):
+        return
+    long = (run for run in study.runs if run.resources.gpus and run.resources.train_minutes > HOUR)
+    if not all((run.folder / folder.STAGES["train"].record).exists() for run in long):
         log.warning("no GPU is seen on this machine: its processors will train (on a cluster: --profile slurm)")
 
 
@@ -186,7 +188,7 @@ def to_redo(study: Study) -> set[str]:
     for why in found.values():
         log.warning(why)
     for run in study.runs:
-        if run.folder.is_dir() and folder.record_of(run, "train") is None and began_otherwise(run):
+        if began_otherwise(run):
             log.warning(f"train {run.id.path} {ANEW}")
     return set(found)
 

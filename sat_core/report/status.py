@@ -114,7 +114,7 @@ def state_of(study: Study, run: Run, jobs: dict[tuple[str, str], Job], now: floa
             return State(run, "stale", f"{stage}: {'; '.join(reasons)}", left)
     epochs = heartbeat.epochs_done(run) if "train" in todo else 0
     text = f"epoch {epochs}/{run.training.epochs} is done" if epochs else f"for {WAITS_FOR[todo[0]]}"
-    if "train" in todo and folder.record_of(run, "train") is None and heartbeat.began_otherwise(run):
+    if heartbeat.began_otherwise(run):
         text += f", which {heartbeat.ANEW}"
     return State(run, "waiting", text, left)
 

@@ -25,6 +25,7 @@ from sat_core.runs.images import Images
 from sat_core.study import Run
 from sat_core.study.fingerprint import changes, made_of
 from sat_core.study.settings import Data
+from sat_core.study.settings.data import visible
 
 log = logging.getLogger(__name__)
 
@@ -217,19 +218,14 @@ def _imagenette(data: Data, train: bool) -> Images:
     return _decode([(Path(file), label) for file, label in dataset._samples], data, crop=True)
 
 
-def _seen(folder: Path) -> list[Path]:
-    """What is in a folder, if there is one; not what desktops and notebooks hide there."""
-    return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
-
-
 def _folder(root: Path, part: str, data: Data) -> Images:
     """Class folders of image files, all of the size that data.image says; the same classes in train and test."""
-    found = {p: [path.name for path in _seen(root / p) if path.is_dir()] for p in ("train", "test")}
+    found = {p: [path.name for path in visible(root / p) if path.is_dir()] for p in ("train", "test")}
     if len(found[part]) != data.classes:
         raise ConfigError(f"{root / part} holds {len(found[part])} class folders, not {data.classes}")
     if odd := sorted(set(found["train"]) ^ set(found["test"])):
         raise ConfigError(f"class folder '{odd[0]}' is in only one of {root}/train and {root}/test")
-    files = [(path, i) for i, label in enumerate(found[part]) for path in _seen(root / part / label)]
+    files = [(path, i) for i, label in enumerate(found[part]) for path in visible(root / part / label)]
     if folders := [path for path, _ in files if path.is_dir()]:
         raise ConfigError(f"{folders[0]} is a folder within a class: images must lie beside it")
     if files and (empty := sorted(set(range(data.classes)) - {i for _, i in files})):
@@ -283,4 +279,4 @@ def rarest_share(run: Run) -> float:
 @cache
 def _in_each_class(folder: Path) -> list[int]:
     """Images in each class folder, counted once a process."""
-    return [len(_seen(path)) for path in _seen(folder) if path.is_dir()]
+    return [len(visible(path)) for path in visible(folder) if path.is_dir()]

@@ -121,9 +121,14 @@ def has_kernels(capability: tuple[int, int], built: list[str]) -> bool:
     return False
 
 
+def is_ampere(device: torch.device) -> bool:
+    """Whether it is a GPU with TF32 and bfloat16, which came with NVIDIA's compute capability 8.0."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def precision_on(device: torch.device, asked: Precision) -> Precision | Literal["float32"]:
-    """What the device computes in if it is asked to: TF32 came with NVIDIA's compute capability 8.0."""
-    if asked == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+    """What the device computes in if it is asked to."""
+    if asked == "tf32" and not is_ampere(device):
         log.warning("tf32 is not to be had on %s, which computes in float32", device_name(device))
         return "float32"
     return asked
@@ -131,9 +136,8 @@ def precision_on(device: torch.device, asked: Precision) -> Precision | Literal[
 
 def best_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
     """bfloat16 where arithmetic units have it: GPUs of capability 8.0 and newer, processors with AVX512-BF16."""
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
-    return "bfloat16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "float32"
+    on_processor = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if on_processor or is_ampere(device) else "float32"
 
 
 def free_gpu(count: int) -> int:

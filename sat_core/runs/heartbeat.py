@@ -202,8 +202,8 @@ def in_training(run: Run) -> bool:
 
 
 def began_otherwise(run: Run) -> bool:
-    """Whether a training has begun in the run's folder with which nobody will go on: of other settings or code."""
-    if not (run.folder / folder.CHECKPOINT).exists():
+    """Whether a training has begun and not ended with which nobody will go on: of other settings, code or images."""
+    if not (run.folder / folder.CHECKPOINT).exists() or (run.folder / folder.STAGES["train"].record).exists():
         return False
     begun = [beat.of for beat, _ in beats(run, 0.0) if beat.work == "train"]
     return bool(begun) and hash_of(run, "train") not in begun

@@ -48,14 +48,15 @@ def plan(study: Study, rehearsal: Study | None, at_once: int, limits: dict[str, 
     for name in (name for name, costs in found.items() if costs is None):
         said.append(f"{name} is not in this: {why_not(rehearsal, groups[name][0])}")
     misfits = needs.misfits(cells, limits)
+    to_set = needs.overrides(misfits)
     said += ["", *(misfit.said for misfit in misfits)] if misfits else []
-    if write and any(misfit.resources for misfit in misfits):
+    if write and to_set:
         needs.write(study, misfits)
         said.append(f"Written to {study.resources_file}, which the study uses from now on.")
     elif write:
         said.append("Nothing was written: all jobs ask for what they need.")
-    elif any(misfit.resources for misfit in misfits):
-        said += ["", "To be set, by `plan --write` or by hand:", needs.as_yaml(needs.overrides(misfits))]
+    elif to_set:
+        said += ["", "To be set, by `plan --write` or by hand:", needs.as_yaml(to_set)]
     if (past := comparison(cells)) is not None:
         said += ["", "What was planned and what it took, a run in the mean:", past.to_string(index=False), "", CAME]
     return "\n".join(said)

@@ -25,6 +25,7 @@ EPOCHS, BATCHES, IMAGES, ITERATIONS = 2, 2, 8, 10
 AutoAttack's attacks, which on images that stand makes 13,000 passes otherwise."""
 
 ASKED = ("mem_mb", "train_minutes", "evaluate_minutes", "checkpoint_minutes")
+"""Of `resources`: what a queue looks at, and no measurement depends on."""
 
 
 def write(study: Study) -> Path:

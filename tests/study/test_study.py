@@ -200,6 +200,7 @@ BAD = {
     "variant in no table": (TINY | {"variants": {"mean": VARIANT}}, "variants.mean stands in no table"),
     "variant in disguise": (TINY | {"variants": {"psat": VARIANT}}, "variants.psat: there is a defense of that name"),
     "one seed": (changed("tables.digits.seeds", 3), "tables.digits.seeds: a list is expected, such as [3]"),
+    "seeds of nothing": (changed("tables.digits.seeds", None), "seeds: a list is expected, such as [0.3]"),
     "no seed": (changed("tables.digits.seeds", []), "tables.digits.seeds: at least 1 of them is needed"),
     "seed in words": (changed("tables.digits.seeds", ["zero"]), "seeds.0: a whole number is expected, not 'zero'"),
     "seed too large": (changed("tables.digits.seeds", [2**32]), "tables.digits.seeds.0: "),

@@ -13,6 +13,11 @@ from pydantic import AfterValidator, Field
 from sat_core.fields import Count, Frozen, Number, Positive
 
 
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, if there is one; not what desktops and notebooks hide there."""
+    return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
+
+
 class Data(Frozen):
     """Where a dataset comes from and what its images look like."""
 
@@ -35,7 +40,7 @@ class Data(Frozen):
     def _find_classes(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("source") == "folder" and "classes" not in data:
             train = Path(str(data.get("root", "data")), "train").expanduser()
-            found = sorted(p.name for p in train.glob("*") if p.is_dir() and not p.name.startswith("."))
+            found = [path.name for path in visible(train) if path.is_dir()]
             if len(found) < 4:
                 wanted = "a folder for each of four or more classes"
                 raise ValueError(f"{train} must hold {wanted}, it holds {found}; or say data.classes")
