@@ -50,7 +50,8 @@ def take_device(run: Run) -> torch.device:
             try_gpu(free_gpu(torch.cuda.device_count()))
         return torch.device("cuda")
     if DRIVER.exists():
-        why = f"its driver may be too old for CUDA {torch.version.cuda} (nvidia-smi shows both)"
+        old = f"its driver may be too old for CUDA {torch.version.cuda} (nvidia-smi shows both)"
+        why = old if torch.version.cuda else "this torch is built for processors alone"
         if os.environ.get("CUDA_VISIBLE_DEVICES"):
             raise ConfigError(
                 f"torch {torch.__version__} cannot use the GPU that this job was given: {why}; to go on without a GPU, "

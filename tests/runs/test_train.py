@@ -253,7 +253,10 @@ def test_a_gpu_is_used_if_wanted_and_one_that_torch_cannot_use_is_told(write_stu
     assert "sees no GPU, though there is a driver for one" in caplog.text
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert take_device(alone).type == "cpu"
-    with pytest.raises(ConfigError, match="cannot use the GPU that this job was given"):
+    with pytest.raises(ConfigError, match="cannot use the GPU that this job was given: its driver may be too old"):
+        take_device(run)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ConfigError, match="given: this torch is built for processors alone"):
         take_device(run)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert take_device(alone).type == "cpu"
