@@ -104,10 +104,14 @@ def gauss_newton_curvature(logits: Tensor, y: Tensor, gradient_norm_squared: Ten
 
 
 def gauss_newton_gain(logits: Tensor, y: Tensor, gradient_norm_squared: Tensor) -> Tensor:
-    """``k = |g|^2 / |r|^2`` (N,): what turns lambda_max(S), of the Hessian in the logits, into the estimate."""
+    """``k = |g|^2 / |r|^2`` (N,): what turns lambda_max(S), of the Hessian in the logits, into the estimate.
+
+    0 of a sample that the network is surer of than float32 can say, and whose ``r`` is thus not known.
+    """
     p = logits.float().softmax(dim=1)
     r = p - one_hot(y, p.shape[1], p)
-    return gradient_norm_squared / r.square().sum(dim=1).clamp_min(1e-12)
+    norm_squared = r.square().sum(dim=1)
+    return torch.where(norm_squared > 1e-12, gradient_norm_squared / norm_squared.clamp_min(1e-12), 0)
 
 
 def one_hot(y: Tensor, classes: int, like: Tensor) -> Tensor:

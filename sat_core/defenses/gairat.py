@@ -30,7 +30,7 @@ class GAIRAT(Weighted):
         kappa = x.new_zeros(len(x))
         start = uniform_start(x, attack.epsilon)
         found = attack(batch.model, x, cross_entropy(y), start=start, keep_going=partial(counted, y, kappa))
-        weights = (1 + (self.lam + 5 * (1 - 2 * kappa / attack.steps)).tanh()) / 2
+        weights = (2 * (self.lam + 5 * (1 - 2 * kappa / attack.steps))).sigmoid()  # tanh would round to -1
         return Perturbation(found.x, found.steps, weights=weights)
 
     def outer_loss(self, batch: Batch, found: Perturbation) -> Tensor:

@@ -55,6 +55,7 @@ class HSAT(SelfPaced):
         else:
             (features,) = seen.inputs.values()
             gain = classifier_gain(features)
-        unit.copy_(torch.where(unit > 0, unit, gain.mean().clamp_min(1e-12) / 2))
+        mean = gain.sum() / (gain > 0).sum().clamp_min(1)
+        unit.copy_(torch.where(unit > 0, unit, mean.clamp_min(1e-12) / 2))
         u = (top_softmax_eigenvalue(iterate.logits) * gain / unit).clamp(max=1)
         return torch.where(iterate.logits.argmax(dim=1) == y, u / 2, 1 - u / 2) <= limit

@@ -34,7 +34,8 @@ class TRADES(Defense):
             clean, adversarial = batch.model(batch.x), batch.model(found.x)
         else:
             clean, adversarial = batch.model(torch.cat([batch.x, found.x])).chunk(2)
-        apart = F.kl_div(adversarial.log_softmax(dim=1), clean.softmax(dim=1), reduction="batchmean")
+        log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)  # p itself may be 0, its gradient NaN
+        apart = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
         beta = self.beta if self.reduction == "batchmean" else self.beta / clean.shape[1]
         return F.cross_entropy(clean, batch.y) + beta * apart
 

@@ -209,15 +209,18 @@ class Trainer:
     def score(self, clean: float, robust: float) -> tuple[float, ...]:
         """What the best epoch has most of.
 
-        Ours: weights no better on clean images than always the same answer come last. They count as 10 % robust of ten
-        classes, and would be chosen before a network that is right about clean images and never about attacked ones.
+        Ours: what always the same answer could reach counts for nothing, in either accuracy. Else a constant, 10 %
+        robust of ten classes, would be chosen before a network that is right about clean images and never about
+        attacked ones; and of such networks the one that least can be, for two attacked images more that it is right on.
         """
         if self.run.training.select == "last":
             return (self.epoch,)
         labels = self.validation_images.labels.bincount().double()
         bound = as_good_as_a_constant(float(labels.max() / labels.sum()), len(self.validation_images))
         learnt = float(clean > bound)
-        return (learnt, robust, clean) if self.defense.selects_on == "robust" else (learnt, clean, robust)
+        if self.defense.selects_on == "clean":
+            return (learnt, clean, robust)
+        return (learnt, robust if robust > bound else 0.0, clean)
 
     def check_loss(self) -> None:
         """Give up if the loss of any step of this epoch was not finite; for the answer a GPU has to be waited for."""

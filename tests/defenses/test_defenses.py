@@ -54,6 +54,28 @@ def test_trades_loss_is_its_formula_in_float64():
         assert torch.allclose(*gradients, rtol=0, atol=1e-12)  # both terms are differentiated
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("trades", {"beta": 6}),
+        ("trades", {"beta": 6, "sequence": "concatenated"}),
+        ("mart", {}),
+        ("mart", {"floor": 0}),
+        ("score", {"clip": 0}),
+        ("cat", {}),
+    ],
+)
+def test_losses_stay_finite_in_float32_where_the_network_is_sure_and_wrong(name, options):
+    batch = make_batch()
+    defense = defenses.build(name, options, EPOCHS)
+    with torch.no_grad():
+        batch.model[-1].weight.mul_(1000)
+    batch.state.update(defense.initial_state(len(batch.x), batch.x.device))
+    loss = defense.outer_loss(batch, defense.perturb(batch))
+    gradients = torch.autograd.grad(loss, list(batch.model.parameters()))
+    assert loss.isfinite() and all(gradient.isfinite().all() for gradient in gradients)
+
+
 def test_trades_perturbation_raises_the_divergence_it_maximises():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))

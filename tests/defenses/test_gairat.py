@@ -55,6 +55,13 @@ def test_a_large_lambda_makes_all_weights_alike():
     assert differences(batch, gairat.outer_loss(batch, found), madry.outer_loss(batch, found)) <= 1e-9
 
 
+def test_where_every_weight_is_next_to_nothing_they_still_compare():
+    batch = make_batch(dtype=torch.float32)
+    gairat = defense("gairat", lam=-10, begin=0)
+    found = perturbed(batch, gairat)
+    assert (found.weights > 0).all() and gairat.outer_loss(batch, found).isfinite()
+
+
 def test_it_begins_where_the_authors_begin():
     assert build("gairat", {}, 120).begin == 59
 

@@ -106,6 +106,22 @@ def test_samples_stop_where_psi_restated_in_float64_exceeds_lambda(metric):
     assert on_the_way > 100
 
 
+def test_samples_that_float32_cannot_tell_from_certain_leave_the_unit_to_the_others():
+    """Of one layer both metrics are exact; k is the same for all here."""
+    torch.manual_seed(0)
+    pixels = torch.rand(16, dtype=torch.float64)
+    x = torch.stack([pixels[torch.randperm(16)] for _ in range(48)]).view(48, 1, 4, 4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5)).double()
+    with torch.no_grad():
+        model[1].weight.mul_(100)
+        p = model(x).softmax(dim=1)
+    assert 5 < (p.amax(dim=1) > 1 - 1e-7).sum() < 43
+    batch = defenses.Batch(model, x, p.argmax(dim=1), torch.arange(48), 5, 0, PGD(1e-9, 1e-9, 1))
+    for limit in LIMITS[1:]:
+        by_classifier, by_gradient = (attacked(batch, limit, metric).steps for metric in ("classifier", "gauss_newton"))
+        assert torch.equal(by_classifier, by_gradient)
+
+
 @METRICS
 def test_psi_is_unfolded_where_the_prediction_flips(metric):
     """At most 1/2 where the network is right, at least 1/2 where it is wrong."""
