@@ -61,7 +61,7 @@ FIGURES = {
         "over the epochs and against epsilon, with the adversarial accuracy on the same images below.",
         "The largest eigenvalue of the Hessian, in the weights, of the mean cross entropy at adversarial examples of a "
         "fixed sample of images. Right: at the selected weights, a marker a run, the line through the means over "
-        "seeds. Ringed in red: a trivial network, which is flat because it has learnt nothing.",
+        "seeds. Ringed in red: a trivial network, which is flat because it has learnt nothing, and is in no mean.",
     ),
     "curvature-accuracy": Kind(
         "curvature",
@@ -77,7 +77,8 @@ FIGURES = {
         "Spectrum of the Hessian",
         "Line charts of the density of the Hessian's eigenvalues, logarithmic, one panel an epsilon, one line a "
         "defense.",
-        "At the selected weights of the first seed, by Lanczos quadrature, smoothed with a Gaussian kernel.",
+        "At the selected weights of the first seed, by Lanczos quadrature, smoothed with a Gaussian kernel. Dotted in "
+        "red: a trivial network, all of whose curvature is near 0 because it has learnt nothing.",
     ),
     "landscape": Kind(
         "landscape",

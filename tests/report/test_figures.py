@@ -184,6 +184,18 @@ def test_what_is_published_is_hollow_beside_every_seed_of_ours(write_study):
     figures.plt.close("all")
 
 
+def test_a_trivial_network_is_marked_in_the_spectrum_and_part_of_no_mean(measured):
+    path = measured.run(MADRY).folder / "curvature.json"
+    record = read_json(path)
+    for trivial in (False, True):
+        write_json(path, record | {"selected": record["selected"] | {"trivial": trivial}})
+        (axis,) = figures.KINDS["spectrum"](measured, "digits").figure.axes
+        assert ("trivial" in axis.get_legend_handles_labels()[1]) == trivial
+        top = figures.KINDS["curvature"](measured, "digits").figure.axes[0]
+        assert [len(line.get_xdata()) for line in top.lines] == [0 if trivial else 1]
+    figures.plt.close("all")
+
+
 def test_measures_of_flatness_are_shown_where_a_result_has_them(measured):
     path = measured.run(MADRY).folder / "curvature.json"
     record = read_json(path)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from sat_core.report.figures.style import (
+    RED,
     Drawing,
     appearance,
     blocks,
@@ -57,7 +58,7 @@ def curvature(study: Study, name: str) -> Drawing:
             for defense, runs in selected[selected["model"] == model].groupby("defense", sort=False):
                 values = runs["epsilon"].map(lambda text: Epsilon.parse(text).value)
                 draw_points(axis, values, runs[key], runs["trivial"], *looks[defense], study.display(defense))
-                mean = runs[key].groupby(values).mean()
+                mean = runs.loc[~runs["trivial"], key].groupby(values).mean()
                 axis.plot(mean.index, mean, color=looks[defense][0], lw=1.3, alpha=0.6)
         axes[row, 0].set_yscale("linear" if key == "adversarial" else scale(rows, key))
     for column, block in enumerate(over_epochs):
@@ -128,21 +129,24 @@ def spectrum(study: Study, name: str) -> Drawing:
     lines = []
     first_seed = table.first(table.curvature_ids)
     measurements = existing(study, first_seed, "curvature")
-    found = [(id, content["spectrum"]) for id, content in measurements.items() if content["spectrum"]["nodes"]]
-    groups = blocks(table, [id for id, _ in found])
+    found = {id: content["spectrum"] for id, content in measurements.items() if content["spectrum"]["nodes"]}
+    groups = blocks(table, found)
     figure, axes, starts = panels(study, 1, len(groups), 3, least=2.2)
-    nodes = np.concatenate([spectrum["nodes"] for _, spectrum in found] or [[0, 1]])
+    nodes = np.concatenate([spectrum["nodes"] for spectrum in found.values()] or [[0, 1]])
     kernel = max(np.ptp(nodes), 1e-12) / 100
     t = np.linspace(nodes.min() - 4 * kernel, nodes.max() + 4 * kernel, 2000)
     for column, (axis, group) in enumerate(zip(axes[0], groups, strict=True)):
         axis.set(title=heading(table, *group, "\n"), xlabel="eigenvalue of the Hessian", xlim=(t[0], t[-1]))
         axis.set_ylabel(f"density (kernel width {kernel:.2g})" if column in starts else "")
-        for id, spectrum in found:
+        for id, spectrum in found.items():
             if (id.model, id.epsilon) == group:
                 bells = np.exp(-0.5 * ((t[:, None] - spectrum["nodes"]) / kernel) ** 2) / (kernel * np.sqrt(2 * np.pi))
                 density = bells @ spectrum["weights"]
                 axis.plot(t, density, color=looks[id.defense][0], lw=1.3, label=study.display(id.defense))
-                lines.append(pd.DataFrame({"eigenvalue": t, "density": density}).assign(**address(id)))
+                if trivial := measurements[id]["selected"]["trivial"]:
+                    axis.plot(t, density, color=RED, lw=1.3, ls=":", label="trivial")
+                data = pd.DataFrame({"eigenvalue": t, "density": density, "trivial": trivial})
+                lines.append(data.assign(**address(id)))
     axes[0, 0].set(yscale="log", ylim=(1e-7, 30 / kernel))
     legend(figure, *axes[0])
     return Drawing(figure, pd.concat(lines) if lines else pd.DataFrame(columns=["eigenvalue", "density"]))
