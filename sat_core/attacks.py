@@ -161,6 +161,8 @@ class PGD:
     def __post_init__(self) -> None:
         if not 0 < self.epsilon <= 1 or not self.step_size > 0 or self.steps < 0:
             raise ValueError(f"{self}: epsilon is in pixel units, in (0, 1], the step size above 0, steps 0 or more")
+        if self.batchnorm not in ("eval", "train"):
+            raise ValueError(f"batchnorm '{self.batchnorm}' is neither eval nor train")
 
     def __call__(
         self,
@@ -193,6 +195,7 @@ class PGD:
             raise ValueError("the loss is called with (logits, rows), not with labels: pass cross_entropy(y)")
         epsilon = self.epsilon if epsilon is None else epsilon
         size = self.step_size if step_size is None else step_size
+        check_of_each(x, epsilon=epsilon, step_size=size)
         bounds = torch.stack([(x - epsilon).clamp_(min=0), (x + epsilon).clamp_(max=1)])
         step = Step(model, loss, keep_going, noise, self.batchnorm)
         with frozen(model, self.batchnorm), torch.enable_grad():
@@ -271,6 +274,13 @@ def check_images(x: Tensor) -> None:
         )
 
 
+def check_of_each(x: Tensor, **values: Tensor | float) -> None:
+    """Raise ValueError unless each is a number or one a sample, (N, 1, 1, 1): (N,) might be taken for pixel columns."""
+    for name, value in values.items():
+        if isinstance(value, Tensor) and value.ndim and value.shape != (len(x), 1, 1, 1):
+            raise ValueError(f"{name} is a number, or one a sample, ({len(x)}, 1, 1, 1), not {tuple(value.shape)}")
+
+
 def uniform_start(x: Tensor, epsilon: Tensor | float) -> Tensor:
     """x plus uniform noise in [-epsilon, epsilon], clamped to [0, 1]; drawn from torch's global RNG.
 
@@ -283,6 +293,7 @@ def uniform_start(x: Tensor, epsilon: Tensor | float) -> Tensor:
         >>> bool((start - 0.5).abs().max() <= 0.1 + 1e-6)
         True
     """
+    check_of_each(x, epsilon=epsilon)
     return (x + epsilon * (2 * torch.rand_like(x) - 1)).clamp_(0, 1)
 
 

@@ -68,7 +68,8 @@ def autoattack(
     Four classes or more: its targeted attacks need them. ``epsilon`` in pixel units; ``batch_size`` belongs to the
     verdict, since random numbers are drawn a batch at a time. The network normalises its own input and returns logits;
     it is judged in eval mode and comes back as it was. The verdict is pyautoattack's own: same seed, same batches, same
-    images broken. Raises ValueError for images outside [0, 1] or an epsilon outside (0, 1].
+    images broken. Raises ValueError for images outside [0, 1], labels that are none, an epsilon outside (0, 1], and a
+    network that gives no logits.
 
     Example:
         >>> import torch
@@ -84,10 +85,19 @@ def autoattack(
     check_images(x)
     if not 0 < epsilon <= 1:
         raise ValueError(f"epsilon {epsilon} is not in (0, 1]: it is in pixel units, such as 8 / 255")
+    if not len(x) or y.shape != (len(x),) or y.dtype != torch.int64:
+        raise ValueError(f"{len(x)} images need labels int64 ({len(x)},), one at least, not {y.dtype} {tuple(y.shape)}")
     with frozen(model), torch.no_grad():
-        logits = torch.cat([model(part) for part in x.split(batch_size)])
-        if not len(x) or logits.ndim != 2 or logits.shape[1] < 4:
-            raise ValueError(f"AutoAttack needs images, and logits (N, classes) of four or more, not {logits.shape}")
+        parts = [model(part) for part in x.split(batch_size)]
+        if odd := [type(part).__name__ for part in parts if not isinstance(part, Tensor)]:
+            raise ValueError(f"the network gives {odd[0]}, not a tensor of logits")
+        logits = torch.cat(parts)
+        if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 4:
+            raise ValueError(f"AutoAttack needs logits (N, classes) of four or more, not {tuple(logits.shape)}")
+        if not logits.isfinite().all():
+            raise ValueError("the network's logits are not finite")
+        if not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+            raise ValueError(f"labels from {y.min()} to {y.max()} are not those of {logits.shape[1]} classes")
         prediction = logits.argmax(dim=1)
         broken_by = ["" if right else "clean" for right in (prediction == y).tolist()]
         with torch.enable_grad(), warnings_of_autoattack() as flags:

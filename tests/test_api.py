@@ -7,11 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sat_core import PGD, Objective, autoattack, cross_entropy, lambda_max
+from sat_core import PGD, Objective, autoattack, cross_entropy, lambda_max, uniform_start
 from sat_core.difficulty import capture, parametric_layers
 from sat_core.runs.files import HOST, atomic
 
 ATTACK = PGD(0.1, 0.025, 3)
+
+
+class Returning(nn.Module):
+    """A network whose output is made something else."""
+
+    def __init__(self, network, change):
+        super().__init__()
+        self.network, self.change = network, change
+
+    def forward(self, x):
+        return self.change(self.network(x))
 
 
 class Square(torch.autograd.Function):
@@ -102,8 +113,17 @@ def test_a_pass_that_came_to_nothing_leaves_nothing_behind():
         (lambda m, x, y: ATTACK(m, x, cross_entropy(y), start=x, keep_going=lambda it: it.loss), "answers bool"),
         (lambda m, x, y: PGD(8, 2, 10), "epsilon is in pixel units"),
         (lambda m, x, y: autoattack(m, x, y, epsilon=8), "epsilon 8 is not in"),
-        (lambda m, x, y: autoattack(m, x[:0], y[:0], epsilon=0.1), "AutoAttack needs images"),
+        (lambda m, x, y: autoattack(m, x[:0], y[:0], epsilon=0.1), "0 images need labels"),
+        (lambda m, x, y: autoattack(m, x, y[:, None], epsilon=0.1), r"6 images need labels int64 \(6,\)"),
+        (lambda m, x, y: autoattack(m, x, y.int(), epsilon=0.1), "not torch.int32"),
+        (lambda m, x, y: autoattack(m, x, y + 4, epsilon=0.1), "are not those of 4 classes"),
+        (lambda m, x, y: autoattack(Returning(m, lambda z: (z, z)), x, y, epsilon=0.1), "gives tuple, not a tensor"),
+        (lambda m, x, y: autoattack(Returning(m, lambda z: z * torch.nan), x, y, epsilon=0.1), "are not finite"),
+        (lambda m, x, y: uniform_start(x, torch.full((6,), 0.1)), r"one a sample, \(6, 1, 1, 1\), not \(6,\)"),
+        (lambda m, x, y: ATTACK(m, x, cross_entropy(y), start=x, step_size=torch.ones(6)), "step_size is a number, or"),
+        (lambda m, x, y: PGD(0.1, 0.1, 1, "evall"), "neither eval nor train"),
         (lambda m, x, y: Objective(m.train(), x, y), "is in train mode"),
+        (lambda m, x, y: Objective(m, 255 * x, y), "images must lie in"),
     ],
 )
 def test_what_would_give_a_wrong_number_gives_a_sentence(call, message):

@@ -7,13 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sat_core.attacks import check_images
+
 
 class Objective:
     """``L(theta) = sum_i CE(f_theta(x_i), y_i) / n`` of an eval-mode network, as a function of a flat theta (P,).
 
     ``x`` (n, C, H, W) in [0, 1], ``y`` int64 (n,). They are taken ``batch_size`` at a time; batches may be unequal:
-    their losses are summed, then divided by n. ``theta``: the network's own weights. Raises ValueError for a network
-    in train mode, whose batch norms would mix the samples.
+    their losses are summed, then divided by n. ``theta``: the network's own weights. Raises ValueError for images
+    outside [0, 1], and for a network in train mode, whose batch norms would mix the samples.
 
     Example:
         >>> import torch
@@ -29,6 +31,7 @@ class Objective:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 100) -> None:
         if model.training:
             raise ValueError("the network is in train mode: call model.eval() first, its loss is that of one judged")
+        check_images(x)
         self.model = model
         self.batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
         self.n = len(y)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sat_core import models
 from sat_core.attacks import PGD, cross_entropy, uniform_start, while_correct
+from sat_core.errors import Hopeless
 from sat_core.runs import checkpoint, folder
 from sat_core.runs.images import Images
 from sat_core.study import Run
@@ -37,8 +38,11 @@ def trained_model(
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor) -> Tensor:
-    """Predicted classes int64 (N,), in eval mode."""
-    return model.eval()(x).argmax(dim=1)
+    """Predicted classes int64 (N,), in eval mode. Raises Hopeless for outputs that are not finite: NaN's is class 0."""
+    logits = model.eval()(x)
+    if not logits.isfinite().all():
+        raise Hopeless("the network's outputs are not finite on images as they are or attacked")
+    return logits.argmax(dim=1)
 
 
 def accuracies(model: nn.Module, images: Images, attack: PGD, batch_size: int) -> tuple[float, float]:
