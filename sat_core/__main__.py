@@ -83,7 +83,7 @@ def add_judge(verbs: Any) -> None:
     judge = verbs.add_parser("judge", help=text, description=text)
     for name, form, help in (
         ("model", "NETWORK", "FILE.py:FUNCTION, the name of a network, or robustbench:NAME"),
-        ("weights", "FILE", ".safetensors or .pt, nothing but tensors"),
+        ("weights", "FILE", ".safetensors, .pt or .pth, nothing but tensors"),
         ("dataset", "NAME", "such as cifar10; its test images"),
         ("epsilon", "NUMBER", "in pixel units, such as 8/255"),
         ("out", "FOLDER", "where the results go; the same again goes on from there"),

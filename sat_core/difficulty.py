@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from sat_core.errors import ConfigError
 from sat_core.fields import Frozen, Number, When, at
 
 
@@ -176,6 +177,17 @@ def capture(*modules: nn.Module, deltas: bool = False) -> Iterator[Capture]:
 def parametric_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that hold parameters, in order; the last is the classifier."""
     return [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+
+
+def classifier_of(model: nn.Module, classes: int) -> nn.Linear:
+    """The last of the layers with parameters; raises ConfigError unless it may be what makes the logits."""
+    last = parametric_layers(model)[-1]
+    if not isinstance(last, nn.Linear) or last.out_features != classes:
+        raise ConfigError(
+            "the difficulty is taken from what enters the classifier, so that the layer with parameters that is made "
+            f"last must be an nn.Linear to {classes} logits, not {last}"
+        )
+    return last
 
 
 def _norm_squared(module: nn.Module, x: Tensor, delta: Tensor) -> Tensor:

@@ -36,6 +36,11 @@ def lacks_memory(error: BaseException, surely: bool = False) -> bool:
     return bool(re.search(words, f"{type(error).__name__} {error}".lower()))
 
 
+def in_one_line(error: BaseException) -> str:
+    """The kind of an error and what it says, of code that is not ours."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
     """The sentence for a name that is not among ``allowed``, with the nearest right one first."""
     allowed = sorted(allowed)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from sat_core.errors import ConfigError
+from sat_core.errors import ConfigError, in_one_line
 
 
 class Plugin(NamedTuple):
@@ -92,7 +92,7 @@ def load(path: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ConfigError(f"plugin {path}: cannot be imported: {type(error).__name__}: {error}") from None
+        raise ConfigError(f"plugin {path}: cannot be imported: {in_one_line(error)}") from None
     _refuse_namesakes(Path(path))
     return module
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import importlib
 import os
@@ -15,11 +16,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from helpers import TINY, run_epoch
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import sat_core
 from sat_core.runs.check import check
+from sat_core.runs.trainer import Trainer
 from sat_core.study import Study
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -93,6 +96,26 @@ def test_the_evidence_says_what_its_numbers_say(tmp_path):
 def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == sat_core.__version__
+
+
+def test_the_defense_with_a_state_that_contributing_shows_trains(write_study, tmp_path):
+    page = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall("```python\n(.*?)```", page, re.DOTALL) if "Remembering" in block)
+    imports = """
+import torch
+from torch import Tensor
+from sat_core.attacks import Perturbation, cross_entropy
+from sat_core.defenses import Batch, Defense
+from sat_core.fields import Number
+"""
+    (tmp_path / "remembering.py").write_text(imports + code, encoding="utf-8")
+    study = copy.deepcopy(TINY) | {"plugins": ["remembering.py"]}
+    study["tables"]["digits"]["defenses"] = ["psat", "remembering"]
+    study = Study(write_study(study))
+    check(study, study.runs)
+    trainer = Trainer(study.run("digits/cnn/remembering/eps0.3/seed0"), torch.device("cpu"))
+    run_epoch(trainer)
+    assert all(len(of_one.unique()) > 1 for of_one in trainer.defense_state["delta"])
 
 
 def test_the_tutorial_leads_to_a_table(tmp_path):

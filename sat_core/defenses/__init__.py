@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sat_core import plugins
 from sat_core.attacks import PGD, Iterate, Perturbation, StoppingRule, cross_entropy, uniform_start
 from sat_core.difficulty import Curriculum
-from sat_core.errors import ConfigError, unknown
+from sat_core.errors import ConfigError, in_one_line, unknown
 from sat_core.fields import Frozen, parse
 
 
@@ -67,11 +67,16 @@ class Defense(Frozen):
         """Tensors to keep across steps, at the start of training.
 
         Change them in :meth:`perturb`, which runs once a step; :meth:`outer_loss` runs twice with ``training.awp``.
+        What they hold carries no graph. Those of an image are at its place in ``batch.index``.
         """
         return {}
 
     def perturb(self, batch: Batch) -> Perturbation:
-        """The inner maximisation: x' for a batch."""
+        """The inner maximisation: x' for a batch.
+
+        The model comes in train mode, and is to be left so; for a forward pass of one's own there is
+        :func:`sat_core.frozen`, or batch norm's statistics move.
+        """
         start = uniform_start(batch.x, batch.attack.epsilon)
         return batch.attack(batch.model, batch.x, cross_entropy(batch.y), start=start)
 
@@ -134,9 +139,14 @@ class SelfPaced(Defense):
 def find(name: str, file: str | None = None) -> type[Defense]:
     """The class of a defense, of the package or of a plugin's ``file``; raises ConfigError for an unknown name."""
     if file is not None:
-        cls = getattr(plugins.load(file), plugins.read(Path(file)).defenses[name])
+        module, offered = plugins.load(file), plugins.read(Path(file)).defenses
+        if name not in offered:
+            raise ConfigError(f"plugin {file}: {unknown('defense', name, offered)}")
+        cls = getattr(module, offered[name])
         if not issubclass(cls, Defense):
             raise ConfigError(f"plugin {file}: {cls.__name__} is no subclass of sat_core.defenses.Defense")
+        if cls.selects_on not in ("robust", "clean"):
+            raise ConfigError(f"plugin {file}: {cls.__name__}.selects_on is robust or clean, not {cls.selects_on!r}")
         return cls
     if name not in (there := [path.stem for path in Path(__file__).parent.glob("[!_]*.py")]):
         raise ConfigError(unknown("defense", name, there))
@@ -163,9 +173,16 @@ def build(name: str, options: dict[str, Any], epochs: int, file: str | None = No
         Traceback (most recent call last):
         sat_core.errors.ConfigError: options of defense 'madry': unknown key 'beta' (allowed: none)
     """
-    defense: Defense = parse(find(name, file), options, f"options of defense '{name}'").resolved(epochs)
+    cls = find(name, file)
     try:
+        defense: Defense = parse(cls, options, f"options of defense '{name}'").resolved(epochs)
         defense.check(epochs)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"options of defense '{name}': {error}") from None
+    except Exception as error:
+        if file is None:
+            raise
+        raise ConfigError(f"plugin {file}: {cls.__name__} cannot be made: {in_one_line(error)}") from None
     return defense

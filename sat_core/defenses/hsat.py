@@ -9,7 +9,7 @@ from functools import partial
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sat_core.attacks import Iterate, Perturbation, cross_entropy, uniform_start
 from sat_core.defenses import Batch, SelfPaced
@@ -17,6 +17,7 @@ from sat_core.difficulty import (
     Capture,
     capture,
     classifier_gain,
+    classifier_of,
     gauss_newton_gain,
     parametric_layers,
     top_softmax_eigenvalue,
@@ -35,10 +36,11 @@ class HSAT(SelfPaced):
     metric: Literal["classifier", "gauss_newton"] = "classifier"
 
     def perturb(self, batch: Batch) -> Perturbation:
-        limit, layers = self.curriculum(batch.epoch), parametric_layers(batch.model)
-        whole = self.metric == "gauss_newton"
-        watched = layers if whole else layers[-1:]
-        with capture(*(watched if limit < 1 else ()), deltas=whole) as seen:
+        limit, whole = self.curriculum(batch.epoch), self.metric == "gauss_newton"
+        watched: list[nn.Module] = []
+        if limit < 1:
+            watched = parametric_layers(batch.model) if whole else [classifier_of(batch.model, batch.classes)]
+        with capture(*watched, deltas=whole) as seen:
             tensors = (batch.y, batch.x.new_full((), limit), torch.zeros((), device=batch.x.device))
             return batch.attack(
                 *(batch.model, batch.x, cross_entropy(batch.y)),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sat_core import plugins
-from sat_core.errors import ConfigError, unknown
+from sat_core.errors import ConfigError, in_one_line, unknown
 
 Shape = tuple[int, int, int]
 """Channels, height, width."""
@@ -79,7 +79,7 @@ def build(
     make = _builder(name, file)
     channels, height, width = image
     if not len(mean) == len(std) == channels:
-        raise ConfigError(f"data.mean and data.std need one number for each of the {channels} channels")
+        raise ConfigError(f"mean and std need one number for each of the {channels} channels")
     try:
         network = make(image, classes) if _takes_arguments(name, make) else make()
         if not isinstance(network, nn.Module):
@@ -110,7 +110,11 @@ def _builder(name: str, file: str | None) -> Callable[..., nn.Module]:
         return importlib.import_module(f"{__name__}._robustbench").builder(name)
     if file is not None:
         module = plugins.load(file)
-        return getattr(module, name if hasattr(module, name) else plugins.read(Path(file)).networks[name])
+        if hasattr(module, name):
+            return getattr(module, name)
+        if name not in (offered := plugins.read(Path(file)).networks):
+            raise ConfigError(f"plugin {file}: {unknown('model', name, offered)}")
+        return getattr(module, offered[name])
     if name not in names():
         raise ConfigError(unknown("model", name, names()))
     function = name.replace("-", "_")
@@ -153,10 +157,13 @@ def check(name: str, image: Shape, classes: int, mean: list[float], std: list[fl
     """
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = build(name, image, classes, mean, std, file).eval()(torch.zeros(2, *image))
+            model = build(name, image, classes, mean, std, file)
+            logits = model.eval()(torch.zeros(2, *image))
     except RuntimeError as error:
         size = "x".join(map(str, image))
-        raise ConfigError(f"model '{name}' does not fit images of {size} (C x H x W): {error}") from None
+        raise ConfigError(f"model '{name}' does not fit images of {size} (C x H x W): {in_one_line(error)}") from None
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ConfigError(f"model '{name}' gives {found} for two images, not (2, {classes}): a logit for each class")
+    if not any(True for _ in model.parameters()):
+        raise ConfigError(f"model '{name}' has no parameters: layers in a plain list are not seen, nn.ModuleList's are")

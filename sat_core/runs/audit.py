@@ -18,6 +18,7 @@ from sat_core.attacks import cross_entropy, uniform_start
 from sat_core.difficulty import (
     capture,
     classifier_curvature,
+    classifier_of,
     gauss_newton_curvature,
     parametric_layers,
     probability_gap,
@@ -75,7 +76,7 @@ def difficulties(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), leaf)
     logits = logits.detach()
     return {
-        "classifier": classifier_curvature(logits, seen.inputs[layers[-1]]),
+        "classifier": classifier_curvature(logits, seen.inputs[classifier_of(model, logits.shape[1])]),
         "gauss_newton": gauss_newton_curvature(logits, y, seen.gradient_norm_squared()),
         "probability_gap": probability_gap(logits, y),
     }

@@ -9,13 +9,13 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sat_core import defenses, models
 from sat_core.attacks import Iterate, Perturbation, cross_entropy
 from sat_core.defenses import SelfPaced
-from sat_core.difficulty import capture, parametric_layers
-from sat_core.errors import ConfigError
+from sat_core.difficulty import capture, classifier_of, parametric_layers
+from sat_core.errors import ConfigError, in_one_line
 from sat_core.runs import external
 from sat_core.runs.data import PUBLIC, check_sample, count_images
 from sat_core.runs.network import fresh_model, training_attack
@@ -70,7 +70,7 @@ def check_network(run: Run) -> None:
     except Exception as error:
         if run.model_file is None:
             raise
-        raise ConfigError(f"model '{run.model}' does not run: {type(error).__name__}: {error}") from None
+        raise ConfigError(f"model '{run.model}' does not run: {in_one_line(error)}") from None
 
 
 def check_defense(run: Run) -> None:
@@ -96,48 +96,61 @@ def check_step(run: Run) -> None:
     with torch.random.fork_rng(devices=[]):
         model = fresh_model(run).train()
         x, y = torch.rand(IMAGES, *run.data.image), torch.arange(IMAGES) % run.data.classes
-        state = defense.initial_state(IMAGES, x.device)
-        if odd := [name for name, kept in state.items() if not isinstance(kept, Tensor)]:
-            kind = type(state[odd[0]]).__name__
-            raise ConfigError(f"defense '{run.base}': initial_state['{odd[0]}'] is no tensor but {kind}")
-        batch = defenses.Batch(
-            *(model, x, y, torch.arange(IMAGES), run.data.classes, 0, replace(training_attack(run), steps=2), state)
-        )
         try:
-            _check_inside(defense, batch)
-            _check_found(defense, batch, defense.perturb(batch))
+            state = defense.initial_state(2 * IMAGES, x.device)
+            _check_state(state)
+            attack = replace(training_attack(run), steps=2)
+            for n in (IMAGES, IMAGES - 1):  # a second step, on what the first has kept; of a batch of another size
+                index = torch.arange(2 * IMAGES - n, 2 * IMAGES)
+                batch = defenses.Batch(model, x[:n], y[:n], index, run.data.classes, 0, attack, state)
+                _check_inside(defense, batch)
+                found = defense.perturb(batch)
+                if not model.training:
+                    raise ConfigError("perturb leaves the network in eval mode: use sat_core.frozen")
+                _check_found(defense, batch, found)
+                _check_state(state)
         except ConfigError:
             raise
         except Exception as error:
-            told = " ".join(str(error).split())
             raise ConfigError(
-                f"defense '{run.base}' cannot take a step with model '{run.model}': {type(error).__name__}: {told}"
+                f"defense '{run.base}' cannot take a step with model '{run.model}': {in_one_line(error)}"
             ) from None
+
+
+def _check_state(state: object) -> None:
+    """That what a defense keeps can stand in a checkpoint."""
+    if not isinstance(state, dict):
+        raise ConfigError(f"initial_state gives {type(state).__name__}, not a dict of tensors")
+    for name, kept in state.items():
+        if not isinstance(kept, Tensor):
+            raise ConfigError(f"state['{name}'] is no tensor but {type(kept).__name__}: a checkpoint could not hold it")
 
 
 def _check_inside(defense: defenses.Defense, batch: defenses.Batch) -> None:
     """What a defense asks of the network, and a difficulty of its own."""
     if defense.looks_inside and getattr(defense, "metric", None) == "classifier":
-        layers = parametric_layers(batch.model)
-        with capture(*layers) as seen:
+        classifier = classifier_of(batch.model, batch.classes)
+        with capture(*parametric_layers(batch.model)) as seen:
             batch.model(batch.x)
         last, features = list(seen.inputs.items())[-1]
-        if last is not layers[-1] or not isinstance(last, nn.Linear) or features.ndim != 2:
+        if last is not classifier or features.ndim != 2:
             raise ConfigError(
                 "the difficulty is taken from what enters the classifier, so that the layer with parameters that is "
-                f"made and called last must be an nn.Linear on (N, features), not {type(layers[-1]).__name__} made "
-                f"and {type(last).__name__} called last"
+                f"made last must be called last, on (N, features): it is {last} on {tuple(features.shape)}"
             )
     if isinstance(defense, SelfPaced) and type(defense).difficulty is not SelfPaced.difficulty:
-        found: list[Tensor] = []
+        found: list[tuple[int, Tensor]] = []
 
         def look(iterate: Iterate) -> Tensor:
-            found.append(defense.difficulty(batch, iterate))
-            return iterate.rows >= 0
+            found.append((len(iterate.rows), defense.difficulty(batch, iterate)))
+            return iterate.rows > 0  # the first stops: from then on the rows are not those of the batch
 
         batch.attack(batch.model, batch.x, cross_entropy(batch.y), start=batch.x, keep_going=look)
         _, high = defense.difficulty_range
-        for difficulty in found:
+        for n, difficulty in found:
+            if not isinstance(difficulty, Tensor) or difficulty.shape != (n,):
+                kind = tuple(difficulty.shape) if isinstance(difficulty, Tensor) else type(difficulty).__name__
+                raise ConfigError(f"its difficulty is {kind}, where a number for each of {n} samples is expected")
             if not (difficulty <= high + SLACK).all():  # nor of NaN; one below the lowest lambda is merely easy
                 raise ConfigError(f"its difficulty is {difficulty.tolist()}, but its range ends at {high:g}")
 
@@ -152,9 +165,13 @@ def _check_found(defense: defenses.Defense, batch: defenses.Batch, found: Pertur
             f"perturb gives images {tuple(found.x.shape)} from {low:g} to {high:g}: {tuple(batch.x.shape)} within 0 "
             "and 1 are expected"
         )
+    if not isinstance(found.steps, Tensor) or found.steps.shape != batch.y.shape:
+        raise ConfigError(f"perturb gives steps {found.steps}, where a number for each of {len(batch.x)} is expected")
     loss = defense.outer_loss(batch, found)
     if loss.ndim or not loss.requires_grad:
         raise ConfigError(f"outer_loss gives {tuple(loss.shape)}: a scalar that can be differentiated is expected")
+    if not loss.isfinite():
+        raise ConfigError(f"outer_loss gives {loss.item()} on random images and weights")
     loss.backward()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sat_core import models
-from sat_core.errors import ConfigError
+from sat_core.errors import ConfigError, in_one_line
 from sat_core.runs import checkpoint, folder
 from sat_core.runs.data import load
 from sat_core.runs.device import device_name, take_device
@@ -66,7 +66,7 @@ def network(run: Run, external: External) -> models.Normalized:
     except ConfigError:
         raise
     except Exception as error:  # of someone else's code
-        raise ConfigError(f"{external.model} does not run: {type(error).__name__}: {error}") from None
+        raise ConfigError(f"{external.model} does not run: {in_one_line(error)}") from None
     found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if found != (2, run.data.classes):
         raise ConfigError(f"{external.model} gives {found} for two images, not logits (2, {run.data.classes})")

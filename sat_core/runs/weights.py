@@ -24,7 +24,7 @@ NORMALISATION = {"mean", "std", "mu", "sigma"}
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors in a .safetensors or .pt file, by their names, those of nested mappings joined by dots.
+    """The tensors in a .safetensors, .pt or .pth file, by their names, those of nested mappings joined by dots.
 
     Raises ConfigError for a file that holds anything else than tensors and plain values: it could execute code.
     """

@@ -68,7 +68,11 @@ class Study:
             ):
                 for one in found:
                     if one in there or one in files:
-                        raise ConfigError(f"{path}: there is a {kind} '{one}' already; give yours another name")
+                        raise ConfigError(
+                            f"{path}: there is a {kind} '{one}' already, in {files.get(one, 'sat_core')}; give yours "
+                            "another name, which begins with _ if it is something else: a public class with a base is "
+                            "a defense, a public function of two arguments a model"
+                        )
                     files[one] = place
 
     def _found(self, name: str, about: External) -> External:

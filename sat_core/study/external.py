@@ -25,7 +25,7 @@ class External(Frozen):
     """A network that was not trained here, judged as it is. Files are named as seen from the study's file."""
 
     model: str = Field(description="FILE.py:FUNCTION, the name of a network, or robustbench:NAME")
-    weights: str = Field(description="a .safetensors or .pt file of tensors")
+    weights: str = Field(description="a .safetensors, .pt or .pth file of tensors")
     mean: list[Number] | None = Field(None, description="per channel; without, the network normalises inside")
     std: list[Positive] | None = None
     prefix: str | None = Field(None, description="of the weights' names in the file; found by itself where one fits")

@@ -253,6 +253,11 @@ BAD = {
     "unknown source": (changed("overrides.0.set.data", {"source": "imagenet"}), "data.source: "),
     "std zero": (changed("overrides.0.set.data", {"std": [0]}), "data.std.0: "),
     "mean of three": (changed("overrides.0.set.data", {"mean": [0, 0, 0]}), "one number for each of the 1 channels"),
+    "mean of bytes": (changed("overrides.0.set.data", {"mean": [120]}), "data.mean.0: "),
+    "a folder's root misspelt": (
+        changed("overrides.0.set.data", {"source": "folder", "rot": "x"}),
+        "unknown key 'rot'; did you mean 'root'?",
+    ),
     "unknown section": (changed("overrides.0.set.trainning", {}), "unknown key 'trainning'; did you mean 'training'?"),
     "unknown place": (changed("overrides.1.where", {"modell": "cnn"}), "unknown key 'modell'; did you mean 'model'?"),
     "lambda range": (

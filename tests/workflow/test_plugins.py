@@ -64,6 +64,27 @@ Noisy.outer_loss = _
 
 class _Helper"""
 
+IN_BETWEEN = """    def perturb(self, batch):
+        batch.state["last"] = [1]
+        return super().perturb(batch)
+
+    def _perturb"""
+
+
+def before_perturb(line: str) -> tuple[str, str]:
+    return "    def perturb", f"    {line}\n\n    def perturb"
+
+
+HIDDEN = """    layers, network = [nn.Linear(64, classes)], nn.Flatten()
+    network.forward = lambda x: layers[0](x.flatten(1))
+    return network or ("""
+
+REMEMBERED = """    def perturb(self, batch):
+        batch.state["last"] = batch.x + batch.state.get("last", 0)
+        return super().perturb(batch)
+
+    def _perturb"""
+
 
 @pytest.fixture
 def mine(write_study, tmp_path) -> dict:
@@ -194,11 +215,18 @@ def test_a_plugin_that_will_not_do_gets_its_sentence(mine, write_study, change, 
         (("def linear(image, classes)", "def linear(classes, image)"), "model 'linear' does not run: TypeError"),
         (("batch.y[iterate.rows]) / 2", "batch.y[iterate.rows]) * torch.nan"), r"difficulty is \[nan, nan"),
         (("batch.y[iterate.rows]) / 2", "batch.y[iterate.rows]) + 1"), "its range ends at 1"),
-        (
-            ("def perturb", "def initial_state(self, n, device):\n        return {'k': 0}\n\n    def perturb"),
-            "k'] is no te",
-        ),
+        (before_perturb("def initial_state(self, n, device):\n        return {'k': 0}"), r"state\['k'\] is no tensor"),
         (("class _Helper", OUTER_LOSS), r"outer_loss gives \(4,\): a scalar"),
+        (("[iterate.rows]) / 2", ") / 2"), "cannot take a step .*: RuntimeError: Size does not match"),
+        (("[iterate.rows]) / 2", "[iterate.rows])[:, None]"), r"its difficulty is \(4, 1\), where a number for each"),
+        (("batch.y.new_zeros(len(x))", "10"), "perturb gives steps 10, where a number for each"),
+        (("    def perturb", IN_BETWEEN), r"state\['last'\] is no tensor but list"),
+        (("    def perturb", REMEMBERED), "cannot take a step .*: RuntimeError: The size of tensor"),
+        (("return Perturbation(x, ", "batch.model.eval()\n        return Perturbation(x, "), "in eval mode: use"),
+        (before_perturb("def initial_state(self):\n        pass"), "cannot take a step .*: TypeError"),
+        (before_perturb("def resolved(self, epochs):\n        pass"), "Noisy cannot be made: AttributeError"),
+        (before_perturb('selects_on = "robst"'), "Noisy.selects_on is robust or clean, not 'robst'"),
+        (("    return nn.Sequential(", HIDDEN), "model 'linear' has no parameters: layers in a plain list"),
         (("from torch import nn", "import sys, torch\nfrom torch import nn\nsys.exit(0)"), "has ended the process"),
     ],
 )
@@ -242,6 +270,19 @@ def good(image, classes):
     return Net(classes, ["conv", "head"])
 
 
+class Behind(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last, self.first = nn.Linear(10, 10), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.last(self.first(x.flatten(1)))
+
+
+def behind(image, classes):
+    return Behind()
+
+
 def grouped(image, classes):
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, classes))
 '''
@@ -250,9 +291,10 @@ def grouped(image, classes):
 @pytest.mark.parametrize(
     "network, metric, message",
     [
-        ("swapped", "classifier", "not Conv2d made and Linear called last"),
-        ("spare", "classifier", "not Conv2d made and Linear called last"),
-        ("pooled", "classifier", "not Conv2d made and Conv2d called last"),
+        ("swapped", "classifier", "made last must be an nn.Linear to 10 logits, not Conv2d(1, 4"),
+        ("spare", "classifier", "made last must be an nn.Linear to 10 logits, not Conv2d(1, 4"),
+        ("pooled", "classifier", "made last must be an nn.Linear to 10 logits, not Conv2d(1, 10"),
+        ("behind", "classifier", "made last must be called last, on (N, features): it is Linear(in_features=10"),
         ("grouped", "gauss_newton", "cannot take a step with model 'grouped': ValueError: no per-sample gradient norm"),
         ("good", "classifier", ""),
         ("good", "gauss_newton", ""),

@@ -32,13 +32,17 @@ class Data(Frozen):
     train_images: Count | None = Field(
         None, description="train and validate on a stratified sample of so many training images, the same for every run"
     )
-    mean: list[Number] = Field([0.0], description="per channel, subtracted inside the model")
-    std: list[Positive] = Field([1.0], description="per channel, divided by inside the model")
+    mean: list[Annotated[Number, Field(ge=0, le=1)]] = Field(
+        [0.0], description="per channel, of images in [0, 1]; subtracted inside the model"
+    )
+    std: list[Positive] = Field([1.0], description="per channel, likewise; divided by inside the model")
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _find_classes(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("source") == "folder" and "classes" not in data:
+        if not isinstance(data, Mapping) or data.keys() - cls.model_fields.keys():
+            return data  # to be told of the unknown key
+        if data.get("source") == "folder" and "classes" not in data:
             train = Path(str(data.get("root", "data")), "train").expanduser()
             found = [path.name for path in visible(train) if path.is_dir()]
             if len(found) < 4:

@@ -15,7 +15,11 @@ Precision = Literal["float32", "tf32"]
 class Evaluation(Frozen):
     """AutoAttack, `standard`, L_inf, on the test images."""
 
-    images: Count | None = Field(None, description="the first so many test images; all of them if absent")
+    images: Count | None = Field(
+        None,
+        description="the first so many test images, in the order of the dataset; all of them if absent. MNIST's order "
+        "is not random: its two halves come from different collections",
+    )
     batch_size: Count = 512
     seed: Seed = 0
     precision: Precision = Field(
