@@ -21,7 +21,7 @@ from sat_core.judge import ATTACKS
 from sat_core.runs import folder
 from sat_core.runs.files import checksum, write_json
 from sat_core.runs.trainer import Trainer
-from sat_core.study import Run
+from sat_core.study import Run, Study
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARTS = ("sat_core", "workflow", "config", "profiles", "slurm", "envs")
@@ -40,11 +40,28 @@ TINY = {
     },
     "overrides": [
         {"set": {"training": {"epochs": 2, "milestones": [1]}, "attack": {"steps": 2}, "evaluation": {"images": 12}}},
-        {"where": {"defense": "psat"}, "set": {"options": {"curriculum": {"kind": "steps", "epochs": [0, 1]}}}},
+        {
+            "where": {"defense": "psat"},
+            "set": {"options": {"curriculum": {"kind": "steps", "epochs": [1], "start": 0.01}}},
+        },
     ],
 }
+"""P-SAT stops a quarter of the samples in the first epoch, and none in the second."""
 MADRY, PSAT = (f"digits/cnn/{defense}/eps0.3/seed0" for defense in ("madry", "psat"))
 """The two runs of it."""
+
+
+def tiny_with(**settings) -> dict:
+    """The small study with these settings for each of its runs."""
+    return TINY | {"overrides": [*TINY["overrides"], {"set": settings}]}
+
+
+def edited(study: Study, **settings) -> Study:
+    """A study in whose file these settings have been added for each of its runs."""
+    content = yaml.safe_load(study.path.read_text(encoding="utf-8"))
+    content["overrides"].append({"set": settings})
+    study.path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return Study(study.path)
 
 
 def script(path: str) -> ModuleType:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY, tiny_with
 from torch.utils.flop_counter import FlopCounterMode
 
 from sat_core import models
@@ -209,10 +209,8 @@ assert 0 < found[0][1][1] == found[1][1][1] < 3 * 64 * trainer.attack.steps, [su
 assert "forward" not in vars(trainer.average.module.network)  # else the average would be the network in training
 print("compiled graphs:", torch._dynamo.utils.counters["stats"]["unique_graphs"])
 """
-    curriculum = {"kind": "steps", "epochs": [1], "start": 0.01}
-    eager = TINY["overrides"] + [{"where": {"defense": "psat"}, "set": {"options": {"curriculum": curriculum}}}]
-    compiled = [*eager, {"set": {"training": {"compile": True, "average": "ema"}}}]
-    studies = [str(write_study(TINY | {"overrides": o}, f"study{i}")) for i, o in enumerate((eager, compiled))]
+    compiled = tiny_with(training={"compile": True, "average": "ema"})
+    studies = [str(write_study(content, f"study{i}")) for i, content in enumerate((TINY, compiled))]
     environment = os.environ | ({} if compiler else {"CXX": "/nowhere/g++", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"})
     command = [sys.executable, "-c", code, *studies]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -110,7 +110,8 @@ def test_the_data_of_a_run_are_its_results(study, page):
 
 def test_settings_are_what_sets_a_run_apart(study, page):
     differing = {name: (usual, own) for name, usual, own in data(page, PSAT)["settings"]}
-    assert differing == {"options.curriculum.kind": (None, "steps"), "options.curriculum.epochs": (None, [0, 1])}
+    curriculum = {"kind": "steps", "epochs": [1], "start": 0.01}
+    assert differing == {f"options.curriculum.{name}": (None, value) for name, value in curriculum.items()}
     assert ["training.lr", 0.05, 1e30] in data(page, "digits/cnn/standard/eps0.3/seed1")["settings"]
 
 

@@ -46,7 +46,7 @@ def test_overrides_apply_in_order_and_only_where_they_say(tiny):
     assert madry.training.epochs == psat.training.epochs == 2
     assert madry.training.lr == 0.05  # from config/datasets/digits.yaml
     assert madry.options == {}
-    assert psat.options["curriculum"] == {"kind": "steps", "epochs": [0, 1]}
+    assert psat.options["curriculum"] == {"kind": "steps", "epochs": [1], "start": 0.01}
 
 
 def test_a_variant_is_a_row_with_the_options_of_what_it_varies(write_study):
