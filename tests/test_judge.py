@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from sat_core.judge import ATTACKS, attack_standing, autoattack
+from sat_core.judge import ATTACKS, attack_standing, autoattack, square_lowers
 from sat_core.runs.network import predict
 
 
@@ -44,6 +44,21 @@ def test_what_autoattack_warns_of_is_in_the_verdict():
     assert autoattack(linear, x, y, epsilon=0.01).flags == set()
     assert "probabilities" in autoattack(nn.Sequential(linear, nn.Softmax(dim=1)), x, y, epsilon=0.01).flags
     assert "randomized" in autoattack(Noisy(*linear), x, y, epsilon=0.01).flags
+
+
+class Steps(nn.Module):
+    """Flat almost everywhere: no gradient leads anywhere."""
+
+    def forward(self, x):
+        return (8 * x).round() / 8
+
+
+def test_a_verdict_says_where_square_lowers_the_accuracy_though_it_sees_no_gradient():
+    assert not square_lowers(["square"] + [""] * 499) and square_lowers(["square"] * 2 + [""] * 498)
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), Steps(), nn.Linear(64, 4)), torch.rand(16, 1, 8, 8)
+    verdict = autoattack(model, x, model(x).argmax(dim=1), epsilon=0.1)
+    assert "square" in verdict.broken_by and {"square", "zero gradients"} <= verdict.flags
 
 
 @pytest.mark.parametrize(("classes", "batch_size", "seed"), [(10, 7, 0), (12, 64, 1), (5, 5, 2)])

@@ -9,12 +9,13 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from helpers import PSAT, forget, results, run_epoch
 
 from sat_core.runs import checkpoint, folder
 from sat_core.runs.train import train
-from sat_core.runs.trainer import Trainer
+from sat_core.runs.trainer import Trainer, seed_everything
 
 
 def test_a_checkpoint_of_another_configuration_is_refused_by_name(judged, caplog):
@@ -55,6 +56,17 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tiny, tmp_path, caplog):
         assert sentence in caplog.text
         caplog.clear()
     assert not (tmp_path / "owned").exists()
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path):
+    def draws():
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    seed_everything(3)
+    checkpoint.save_checkpoint(tmp_path / "checkpoint.pt", {}, {})
+    expected, _ = draws(), draws()
+    checkpoint.load_checkpoint(tmp_path / "checkpoint.pt", lambda _: [])
+    assert draws() == expected
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(judged, caplog):

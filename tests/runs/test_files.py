@@ -55,6 +55,25 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done, fsync, rename = [], os.fsync, Path.replace
+
+    def synced(number):
+        done.append(("synced", str(Path(f"/proc/self/fd/{number}").readlink())))
+        fsync(number)
+
+    def renamed(path, name):
+        done.append(("renamed", str(path)))
+        return rename(path, name)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    with atomic(tmp_path / "file.json") as file:
+        file.write("whole")
+    (first, path), (second, also) = done
+    assert (first, second) == ("synced", "renamed") and path == also
+
+
 def test_a_file_that_may_not_grow_is_a_sentence_and_the_old_one_stays(tmp_path):
     path = tmp_path / "file.json"
     write_json(path, {"a": 1})

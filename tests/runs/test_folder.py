@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import MADRY, PSAT, TINY, damage
+from helpers import MADRY, PSAT, damage, edited, tiny_with
 from safetensors.torch import load_file, save_file
 
 from sat_core.__main__ import main
@@ -98,9 +98,8 @@ def changed(study: Study, **training) -> Run:
     return Study("changed.yaml").run(PSAT).model_copy(update={"study": study.name})
 
 
-def test_a_finished_run_survives_that_a_training_of_other_settings_was_begun_and_given_up(write_study, tiny_study):
-    tiny_study["overrides"].append({"set": {"training": {"snapshots": 1}}})
-    study = Study(write_study(tiny_study))
+def test_a_finished_run_survives_that_a_training_of_other_settings_was_begun_and_given_up(write_study):
+    study = Study(write_study(tiny_with(training={"snapshots": 1})))
     run = study.run(PSAT)
     train(run)
     record = read_json(run.folder / "run.json")
@@ -185,6 +184,13 @@ def test_code_can_be_accepted_on_record_and_settings_cannot(judged, monkeypatch,
     assert "only changed code can be accepted, not this: training.epochs 2 -> 3" in capsys.readouterr().err
 
 
+def test_nothing_of_other_settings_is_adopted(judged):
+    shutil.copy(judged.path, "second.yaml")
+    run = edited(Study("second.yaml"), training={"lr": 0.01}).run(PSAT)
+    prepare(run)
+    assert not folder.adopt(run, "train") and not (run.folder / "run.json").exists()
+
+
 def test_a_run_that_cannot_be_accepted_costs_no_other_its_acceptance(judged, monkeypatch, capsys):
     run = judged.run(PSAT)
     content = yaml.safe_load(judged.path.read_text())
@@ -204,12 +210,10 @@ def test_a_run_that_cannot_be_accepted_costs_no_other_its_acceptance(judged, mon
 
 
 def test_each_stage_is_told_as_stale_that_does_not_come_after_another_that_is(measured):
-    content = yaml.safe_load(measured.path.read_text())
-    content["overrides"].append({"set": {"curvature": {"images": 41}}})
-    measured.path.write_text(yaml.safe_dump(content))
-    study = Study(measured.path)
+    study = edited(measured, curvature={"images": 41})
     folder_of = study.run(MADRY).folder
     assert set(stale(study)) == {str(folder_of / "curvature.json"), str(folder_of / "landscape.json")}
+    content = yaml.safe_load(measured.path.read_text())
     content["tables"]["digits"]["curvature"] = []  # and none that nobody asks for
     measured.path.write_text(yaml.safe_dump(content))
     assert set(stale(Study(measured.path))) == {str(folder_of / "landscape.json")}
@@ -268,7 +272,10 @@ def test_changed_pixels_of_the_prepared_images_are_noticed(judged, capsys):
     assert "is damaged: its test images changed; delete it, it will be made again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("part, stage, other", [("train", "train", "evaluate"), ("test", "evaluate", "train")])
+@pytest.mark.parametrize(
+    "part, stage, other",
+    [("train", "train", "evaluate"), ("validation", "train", "evaluate"), ("test", "evaluate", "train")],
+)
 def test_other_images_make_what_is_of_them_a_thing_of_the_past(judged, part, stage, other):
     run = judged.run(PSAT)
     path = folder.data_file(run).with_suffix(".json")
@@ -312,6 +319,34 @@ def test_what_cannot_succeed_is_not_tried_again_until_something_changes(write_st
     assert restarts(changed, "train", PSAT, budget=5) == 5
 
 
+def test_what_is_finished_is_not_tried_again(judged):
+    assert restarts(judged, "train", PSAT, budget=5) == restarts(judged, "evaluate", PSAT, budget=5) == 0
+
+
+def test_data_of_other_settings_are_told_as_stale(judged):
+    found = stale(edited(judged, validation={"fraction": 0.2}))
+    assert "data of digits again: validation.fraction 0.1 -> 0.2" in found.values()
+
+
+@pytest.mark.parametrize(
+    ("resources", "shards", "memory", "minutes"),
+    [
+        ({"gpus": 1, "runs_per_gpu": 2}, 1, 12_000 // 6, 600 // 2),
+        ({"gpus": 1, "runs_per_gpu": 2}, 4, 12_000 // 6, 600 // 3),
+        ({"gpus": 1, "runs_per_gpu": 1}, 4, 12_000, 600),
+        ({"gpus": 0, "runs_per_gpu": 2}, 4, 12_000, 600),
+    ],
+)
+def test_runs_of_an_allocation_ask_for_no_more_than_it_has_all_together(
+    write_study, resources, shards, memory, minutes
+):
+    """Side by side they judge, measure and lay planes; one after the other they train, judge in shards, judge."""
+    content = tiny_with(resources=resources | {"mem_mb": 1500, "train_minutes": 20}, evaluation={"shards": shards})
+    run = Study(write_study(content)).run(PSAT)
+    assert asked_for(run, "mem_mb", 1, 12_000) == 1500 and asked_for(run, "train_minutes", 2, 600) == 40
+    assert asked_for(run, "mem_mb", 99, 12_000) == memory and asked_for(run, "train_minutes", 99, 600) == minutes
+
+
 def test_a_time_limit_is_no_failure_as_long_as_there_is_progress(write_study, tiny_study):
     study = Study(write_study(tiny_study))
     run = study.run(PSAT)
@@ -338,8 +373,7 @@ def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
 
 
 def test_a_study_for_gpus_on_a_machine_without_says_so(write_study, tmp_path, monkeypatch, caplog):
-    long = TINY | {"overrides": [*TINY["overrides"], {"set": {"resources": {"train_minutes": 61}}}]}
-    study = Study(write_study(long))
+    study = Study(write_study(tiny_with(resources={"train_minutes": 61})))
     monkeypatch.setattr("sat_core.workflow.DRIVERS", (str(tmp_path),))
     tell_without_gpu(study)
     monkeypatch.setattr("sat_core.workflow.DRIVERS", (str(tmp_path / "none"),))
@@ -361,20 +395,11 @@ def test_a_process_stays_on_the_gpu_that_it_took(tiny, tmp_path, monkeypatch):
     assert taken == [0]
 
 
-def test_what_a_constant_could_reach_counts_for_nothing_in_the_choice_of_an_epoch(write_study, tiny_study):
-    trainer = Trainer(Study(write_study(tiny_study)).run(PSAT), torch.device("cpu"))
-    from_worst_to_best = [(0.104, 0.104), (0.7, 0.02), (0.98, 0.0), (0.9, 0.3), (0.95, 0.3)]
-    scores = [trainer.score(*accuracies) for accuracies in from_worst_to_best]
-    assert scores == sorted(scores) and len(set(scores)) == 5
-
-
 def test_records_are_json_that_says_what_results_are_made_of(judged):
-    record = json.loads((judged.run(PSAT).folder / "run.json").read_text())
-    assert record["made_of"]["settings"]["training.lr"] == 0.05
-    assert {"attacks", "defenses.psat", "models.cnn", "runs.trainer"} <= set(record["made_of"]["code"])
-    assert not {"defenses.madry", "models.small", "study", "runs.files"} & set(record["made_of"]["code"]) - {
-        "models.small"
-    }
+    made_of = json.loads((judged.run(PSAT).folder / "run.json").read_text())["made_of"]
+    assert made_of["settings"]["training.lr"] == 0.05
+    assert {"attacks", "defenses.psat", "models.cnn", "runs.trainer"} <= set(made_of["code"])
+    assert not {"defenses.madry", "models.smallcnn", "study", "runs.files"} & set(made_of["code"])
     with pytest.raises(ConfigError, match="there is nothing to accept"):
         judged.run(PSAT).folder.rename("gone")
         folder.accept(judged.run(PSAT))

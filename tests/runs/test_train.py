@@ -1,6 +1,5 @@
 """Training real, small runs: nothing is lost to signals, and what goes wrong is one sentence."""
 
-import copy
 import json
 import shutil
 import signal
@@ -8,9 +7,10 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
-from helpers import PSAT, TINY, forget, results, stop_after
+from helpers import MADRY, PSAT, TINY, forget, results, stop_after, tiny_with
 
 from sat_core import models
 from sat_core.__main__ import main
@@ -18,6 +18,7 @@ from sat_core.attacks import PGD
 from sat_core.errors import ConfigError, Hopeless, Interrupted
 from sat_core.runs import check, checkpoint, folder
 from sat_core.runs.device import has_kernels, take_device
+from sat_core.runs.files import read_json
 from sat_core.runs.images import Images
 from sat_core.runs.network import accuracies, predict
 from sat_core.runs.train import train
@@ -41,6 +42,35 @@ def test_a_signal_at_any_step_costs_nothing(judged, monkeypatch, steps):
     assert results(run) == whole
 
 
+@pytest.mark.parametrize(("name", "training"), [("cat", {}), ("madry", {"average": "ema"})])
+def test_radii_of_samples_and_averages_of_weights_outlive_a_signal(write_study, monkeypatch, name, training):
+    content = tiny_with(training=training, data={"train_images": 300})
+    content["tables"] = {"digits": TINY["tables"]["digits"] | {"defenses": ["cat", "madry", "psat"]}}
+    whole, cut = (Study(write_study(content, study)).run(MADRY.replace("madry", name)) for study in ("whole", "cut"))
+    train(whole)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_after(patch, 7)
+        train(cut)
+    train(cut)
+    assert results(cut) == results(whole)
+
+
+def test_history_and_record_say_what_happened_and_the_weights_are_those_of_the_best_epoch(write_study, monkeypatch):
+    run = Study(write_study(tiny_with(training={"snapshots": 1}))).run(PSAT)
+    monkeypatch.setattr(Trainer, "score", lambda self, clean, robust: (-self.epoch,))  # that is the first, here
+    train(run)
+    history, record = pd.read_csv(run.folder / "history.csv"), read_json(run.folder / "run.json")
+    assert history["lambda"].tolist() == [0.01, 1.0]
+    stopped, steps = history["stopped"][0], history["steps"][0]
+    assert 0 < stopped < 1 and 2 - 2 * stopped < steps < 2 - stopped
+    assert (history["stopped"][1], history["steps"][1]) == (0, 2)
+    assert record["best_epoch"] == 0
+    assert record["validation"] == {name: history[f"validation_{name}"][0] for name in ("clean", "robust")}
+    names = ("model.safetensors", run.training.snapshot(1), "last.safetensors", run.training.snapshot(2))
+    selected, first, last, second = ((run.folder / name).read_bytes() for name in names)
+    assert selected == first != last == second
+
+
 def _lost(run, path):
     path.unlink()
     (run.folder / folder.KEPT / path.relative_to(run.folder)).unlink()
@@ -48,9 +78,7 @@ def _lost(run, path):
 
 @pytest.mark.parametrize("spoil", [_lost, lambda _, path: path.write_bytes(path.read_bytes()[:-1])])
 def test_a_finished_training_whose_snapshot_is_spoilt_begins_anew(write_study, monkeypatch, spoil, caplog):
-    content = copy.deepcopy(TINY)
-    content["overrides"].append({"set": {"training": {"snapshots": 1}}})
-    run = Study(write_study(content)).run(PSAT)
+    run = Study(write_study(tiny_with(training={"snapshots": 1}))).run(PSAT)
     with monkeypatch.context() as patch:
         stop_after(patch, 30)
         with pytest.raises(Interrupted, match="saved in epoch 2"):
@@ -85,8 +113,7 @@ def test_the_memory_recorded_is_the_most_that_any_process_of_the_run_held(tiny, 
 
 
 def test_minutes_between_checkpoints_count_within_an_epoch(write_study, monkeypatch):
-    overrides = [*TINY["overrides"], {"set": {"resources": {"checkpoint_minutes": 1e-9}}}]
-    run = Study(write_study(TINY | {"overrides": overrides})).run(PSAT)
+    run = Study(write_study(tiny_with(resources={"checkpoint_minutes": 1e-9}))).run(PSAT)
     saved = []
     monkeypatch.setattr(checkpoint, "save_checkpoint", lambda path, made_of, state: saved.append(state["step_count"]))
     train(run)
@@ -94,14 +121,22 @@ def test_minutes_between_checkpoints_count_within_an_epoch(write_study, monkeypa
 
 
 def test_divergence_names_the_place_and_keeps_the_last_checkpoint(write_study):
-    overrides = [*TINY["overrides"], {"set": {"training": {"lr": 1e20}}}]
-    run = Study(write_study(TINY | {"overrides": overrides})).run(PSAT)
+    run = Study(write_study(tiny_with(training={"lr": 1e20}))).run(PSAT)
     trainer = Trainer(run, torch.device("cpu"))
     checkpoint.save_checkpoint(run.folder / "checkpoint.pt", folder.present(run, "train"), trainer.state_dict())
     before = (run.folder / "checkpoint.pt").read_bytes()
     with pytest.raises(ConfigError, match=r"diverged: .* epoch 1, by step 21, at learning rate 1e\+20, defense psat"):
         train(run)
     assert (run.folder / "checkpoint.pt").read_bytes() == before
+
+
+def test_no_checkpoint_holds_a_loss_that_is_not_finite(write_study):
+    hasty = {"training": {"lr": 1e20}, "resources": {"checkpoint_minutes": 1e-9}}
+    run = Study(write_study(tiny_with(**hasty))).run(PSAT)
+    with pytest.raises(Hopeless):
+        train(run)
+    state = checkpoint.load_checkpoint(run.folder / "checkpoint.pt", lambda _: [])
+    assert state["step_count"] and state["sums"].isfinite().all()
 
 
 def test_out_of_memory_is_one_sentence(tiny, monkeypatch, capsys):
@@ -191,8 +226,7 @@ def test_a_gpu_that_torch_has_no_kernels_for_or_that_fails_is_one_sentence(tiny,
 
 def test_the_precision_of_auto_is_on_record_and_outlives_a_change_of_device(write_study, monkeypatch, caplog):
     caplog.set_level("INFO")
-    overrides = [*TINY["overrides"], {"set": {"training": {"precision": "auto", "average": "ema"}}}]
-    run = Study(write_study(TINY | {"overrides": overrides})).run(PSAT)
+    run = Study(write_study(tiny_with(training={"precision": "auto", "average": "ema"}))).run(PSAT)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr("sat_core.runs.trainer.best_precision", lambda device: "bfloat16")
         stop_after(patch, 3)
@@ -211,8 +245,7 @@ def test_the_precision_of_auto_is_on_record_and_outlives_a_change_of_device(writ
 
 
 def test_tf32_is_on_record_only_where_it_was_computed_in(write_study, caplog):
-    overrides = [*TINY["overrides"], {"set": {"training": {"precision": "tf32"}}}]
-    run = Study(write_study(TINY | {"overrides": overrides})).run(PSAT)
+    run = Study(write_study(tiny_with(training={"precision": "tf32"}))).run(PSAT)
     train(run)
     assert json.loads((run.folder / "run.json").read_text())["precision"] == "float32"
     assert "tf32 is not to be had on CPU" in caplog.text
@@ -244,8 +277,7 @@ def test_before_a_long_validation_a_checkpoint_is_saved(tiny, monkeypatch):
 
 
 def test_a_gpu_is_used_if_wanted_and_one_that_torch_cannot_use_is_told(write_study, tmp_path, monkeypatch, caplog):
-    without = TINY | {"overrides": [*TINY["overrides"], {"set": {"resources": {"gpus": 0}}}]}
-    run, alone = (Study(write_study(study)).run(PSAT) for study in (TINY, without))
+    run, alone = (Study(write_study(study)).run(PSAT) for study in (TINY, tiny_with(resources={"gpus": 0})))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("sat_core.runs.device.DRIVER", tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -262,11 +294,13 @@ def test_a_gpu_is_used_if_wanted_and_one_that_torch_cannot_use_is_told(write_stu
     assert take_device(alone).type == "cpu"
 
 
-def test_validation_of_images_that_are_all_misclassified():
+@pytest.mark.parametrize(("off", "expected"), [(0, (1, 1)), (1, (0, 0))])
+def test_validation_counts_every_image_of_a_partial_batch_too(off, expected):
+    """Of those that are all classified, or all misclassified."""
     model = models.build("cnn", (1, 8, 8), 10, mean=[0.0], std=[1.0])
     images = Images(torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8), torch.zeros(5, dtype=torch.int64))
-    images.labels[:] = (predict(model, images.batch(slice(None))[0]) + 1) % 10
-    assert accuracies(model, images, PGD(0.1, 0.02, 2), 250) == (0, 0)
+    images.labels[:] = (predict(model, images.batch(slice(None))[0]) + off) % 10
+    assert accuracies(model, images, PGD(1e-6, 1e-7, 1), 2) == expected
 
 
 def test_an_unusable_results_folder_is_one_sentence(tiny, capsys):
