@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sat_core import attacks
-from sat_core.attacks import PGD, cross_entropy, uniform_start, while_correct
+from sat_core.attacks import PGD, cross_entropy, normal_start, uniform_start, while_correct
 from sat_core.difficulty import probability_gap
 
 
@@ -141,6 +141,17 @@ def test_a_batch_that_shrinks_by_several_samples_at_once_gives_the_same(monkeypa
         found.append(attack(model, x, cross_entropy(y), **rest))
     assert torch.allclose(found[0].x, found[1].x, atol=1e-6) and torch.equal(found[0].steps, found[1].steps)
     assert sizes[1] == [-(-size // 4) * 4 for size in sizes[0]] and len(set(sizes[1])) > 2
+
+
+def test_noise_is_as_large_as_it_says():
+    """TRADES' start is of 0.001, in its authors' code."""
+    torch.manual_seed(0)
+    x = torch.full((64, 1, 8, 8), 0.5)
+    assert (normal_start(x) - x).std().item() == pytest.approx(0.001, rel=0.05)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    nn.init.zeros_(flat[1].weight)  # nothing but the noise moves
+    found = PGD(0.4, 0.1, 1)(flat, x, cross_entropy(torch.zeros(64, dtype=torch.int64)), start=x, noise=0.01)
+    assert (found.x - x).std().item() == pytest.approx(0.01, rel=0.05)
 
 
 def test_probability_gap_by_hand():

@@ -1,5 +1,7 @@
 """Random changes to training images: shape, range and what they show."""
 
+import math
+
 import pytest
 import torch
 
@@ -51,3 +53,21 @@ def test_affine_takes_whole_pixels_of_the_image_as_the_authors_does():
     for image, result in zip(x, warped, strict=True):
         assert set(result.flatten().tolist()) <= {0.0, *image.flatten().tolist()}
         assert not torch.equal(image, result)
+
+
+def test_brightness_is_of_a_tenth():
+    torch.manual_seed(0)
+    factors = augmentation.brightness(torch.full((1000, 1, 2, 2), 0.5)) / 0.5
+    assert 0.9 - 1e-6 <= factors.min() < 0.905 and 1.095 < factors.max() <= 1.1 + 1e-6
+
+
+def test_affine_shifts_by_a_tenth_and_turns_by_five_degrees_at_most():
+    """Seen in images whose pixels are their own coordinates, from -1 to 1, plus 10; 0 is the black outside."""
+    torch.manual_seed(0)
+    line = torch.linspace(-1, 1, 201)
+    coordinates = torch.stack(torch.meshgrid(line, line, indexing="ij")) + 10
+    shown = augmentation.affine(coordinates.expand(500, -1, -1, -1)) - 10
+    middle, right = shown[:, :, 100, 100], shown[:, :, 100, 150]
+    assert 0.19 < middle.abs().max() <= 0.2 + 0.01
+    turn = (right - middle)[:, 0] / 0.5
+    assert 0.07 < turn.abs().max() < math.sin(math.radians(5)) / 0.9 + 0.03

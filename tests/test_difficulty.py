@@ -18,7 +18,7 @@ from sat_core.difficulty import (
     probability_gap,
     top_softmax_eigenvalue,
 )
-from sat_core.hessian.samples import exact_curvature
+from sat_core.hessian import samples
 from sat_core.runs.audit import difficulties
 
 
@@ -140,13 +140,24 @@ def test_gauss_newton_curvature_is_a_rayleigh_quotient_of_its_matrix_for_two_cla
     assert torch.allclose(ours, 2 * p[:, 0] * p[:, 1] * norm / r.square().sum(1), rtol=1e-3)
 
 
-def test_exact_curvature_is_the_dense_hessians_top_eigenvalue():
+@pytest.mark.parametrize("at_once", [6, 2])
+def test_exact_curvature_is_the_dense_hessians_top_eigenvalue(monkeypatch, at_once):
     model, x, y = small_network()
-    names = [name for name, _ in model.named_parameters()]
-    ours = exact_curvature(model, x, y, steps=51)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    monkeypatch.setattr(samples, "CHUNK_BYTES", at_once * 4 * sum(p.numel() for p in parameters) * 51)
+    ours = samples.exact_curvature(model, x, y, steps=51)
     dense = torch.stack([torch.linalg.eigvalsh(dense_hessian(model, x[i], y[i], names))[-1] for i in range(len(x))])
     assert torch.allclose(ours, dense, rtol=1e-8)
-    assert set(difficulties(model, x, y)) == {"classifier", "gauss_newton", "probability_gap"}
+
+
+def test_an_audits_difficulties_are_those_that_defenses_see():
+    model, x, y = small_network()
+    with capture(model[-1]) as seen:
+        logits = model(x)
+    found = difficulties(model, x, y)
+    assert set(found) == {"classifier", "gauss_newton", "probability_gap"}
+    assert torch.allclose(found["classifier"], classifier_curvature(logits, seen.inputs[model[-1]]))
+    assert torch.equal(found["probability_gap"], probability_gap(logits, y))
 
 
 @settings(deadline=None, max_examples=30)

@@ -106,9 +106,16 @@ def test_what_closes_over_tensors_is_attacked_as_written():
     for rule in (closing, partial(first_ones, 2.0, lambda iterate: iterate.loss > y.sum())):
         attack(model, x, cross_entropy(y), start=x, keep_going=rule)
     assert not graphs.found
-    replace(attack, graphs=Graphs(len(x), stopping=False, capture=tape))
     attack(model, x, cross_entropy(y), start=x, keep_going=while_correct(y))
     assert len(graphs.found) == 1
+
+
+def test_large_networks_whose_samples_stop_are_attacked_as_written():
+    x, y, model = batch_and_model(0)
+    graphs = Graphs(len(x), stopping=False, capture=tape)
+    for rule, expected in ((while_correct(y), 0), (None, 1)):
+        PGD(0.1, 0.05, 3, graphs=graphs)(model, x, cross_entropy(y), start=x, keep_going=rule)
+        assert len(graphs.found) == expected
 
 
 def test_a_rule_that_asks_the_gpu_for_a_value_is_attacked_as_written(caplog):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.func import functional_call, hessian
 
 from sat_core import Objective, relative_flatness, trace
+from sat_core.hessian import gaussians
 
 
 @pytest.fixture
@@ -45,6 +46,12 @@ def test_the_trace_is_that_of_the_dense_hessian(problem):
     mean, error = trace(objective, probes=400)
     assert 0 < error < 0.3 * expected
     assert abs(mean - expected) < 4 * error
+
+
+def test_the_error_of_two_probes_is_half_their_difference(problem):
+    objective = Objective(*problem)
+    a, b = (float(v @ objective.product(v)) for v in gaussians(2, objective.theta, 0))
+    assert trace(objective, probes=2) == pytest.approx(((a + b) / 2, abs(a - b) / 2))
 
 
 def test_one_probe_has_no_error_and_is_refused(problem):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import TINY, tiny_with
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,6 +15,7 @@ from sat_core import models
 from sat_core.attacks import PGD
 from sat_core.defenses import Batch, build
 from sat_core.errors import ConfigError
+from sat_core.models._residual import Block
 from sat_core.models.cnn import FoldingConv2d
 from sat_core.runs.check import check
 from sat_core.runs.trainer import Trainer
@@ -112,6 +114,16 @@ def test_normalisation_lives_inside_the_model():
     x = torch.tensor([0.7, 0.4]).view(1, 2, 1, 1)
     assert torch.allclose(model(x).flatten(), torch.tensor([1.0, 0.0]))
     assert list(models.build("cnn", **SHAPES["mnist"].network).state_dict())[:2] == ["mean", "std"]
+
+
+@pytest.mark.parametrize(("width", "stride"), [(4, 1), (6, 2)])
+def test_a_pre_activation_block_is_its_formula(width, stride):
+    torch.manual_seed(0)
+    block, x = Block(4, width, stride).eval(), torch.randn(2, 4, 6, 6)
+    active = block.bn1(x).relu()
+    inner = block.bn2(F.conv2d(active, block.conv1.weight, stride=stride, padding=1)).relu()
+    skip = x if stride == 1 else F.conv2d(active, block.shortcut.weight, stride=stride)
+    assert torch.allclose(block(x), skip + F.conv2d(inner, block.conv2.weight, padding=1), atol=1e-6)
 
 
 def test_batch_norm_mode_of_the_attack_is_a_choice_that_matters(write_study):

@@ -1,11 +1,23 @@
-"""TRADES with x and x' in one batch: another loss where batch norm sees it, the same where there is none."""
+"""TRADES: its attack restated; and with x and x' in one batch another loss, but only where batch norm sees it."""
 
 import copy
 
 import pytest
 import torch
-from defenses.restated import EPOCHS, defense, differences, make_batch, near, perturbed, same
+from defenses.restated import (
+    EPOCHS,
+    defense,
+    differences,
+    in_ball,
+    make_batch,
+    near,
+    perturbed,
+    plain_pgd,
+    probabilities,
+    same,
+)
 
+from sat_core.attacks import normal_start
 from sat_core.defenses import build
 from sat_core.errors import ConfigError
 
@@ -19,6 +31,21 @@ def expected(batch, z, z_adv):
         total += -p[i, batch.y[i]].log() / len(z)
         total += sum(6 * p[i, c] * (p[i, c].log() - q[i, c].log()) / len(z) for c in range(5))
     return total
+
+
+def test_x_prime_maximises_the_divergence_of_its_prediction_from_the_clean_one():
+    batch = make_batch()
+    torch.manual_seed(3)
+    start = normal_start(batch.x)
+    batch.model.eval()
+    with torch.no_grad():
+        clean = [probabilities(batch.model, x) for x in batch.x]
+
+    def divergence(q, i):
+        return sum(p * (p.log() - other.log()) for p, other in zip(clean[i], q, strict=True))
+
+    found = perturbed(batch, defense("trades", beta=6))
+    assert (found.x - plain_pgd(batch, start, divergence)).abs().max() <= 1e-9 and in_ball(batch, found.x)
 
 
 def test_without_batch_norm_both_sequences_are_the_same():
