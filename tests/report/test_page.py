@@ -10,9 +10,9 @@ import torch
 from helpers import MADRY
 
 from sat_core.__main__ import main
-from sat_core.report.page import write_page, write_report
+from sat_core.report.page import parts, write_page, write_report
 from sat_core.report.page.data import outline
-from sat_core.report.page.entries import describe
+from sat_core.report.page.entries import Entry, describe
 from sat_core.report.status import last_words
 from sat_core.runs import folder, heartbeat
 from sat_core.runs.evaluate import EXAMPLES
@@ -55,6 +55,19 @@ def test_it_shows_what_exists_and_says_what_is_missing(study, page):
         '"relative_step_size":0.25',
     ):
         assert value in page
+
+
+def test_the_numbers_at_its_top_are_those_of_all_runs(tiny):
+    entries = []
+    for run, n in zip(tiny.runs, (5, 2), strict=True):
+        verdict = {"seconds": {"apgd-ce": 20 * n, "square": 40 * n}}
+        entries.append(Entry(run, record={"seconds": 3600 * n}, verdict=verdict, result={"trivial": n == 5}))
+    assert parts.facts(entries) == {
+        "runs complete": "2 of 2",
+        "trivial: learnt nothing": "1 of 2",
+        "training, all runs": "7.0 h",
+        "AutoAttack, all runs": "7 min",
+    }
 
 
 def test_it_needs_nothing_but_itself_and_can_be_read_aloud(page):

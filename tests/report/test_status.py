@@ -34,7 +34,9 @@ def test_from_waiting_to_complete(judged, capsys):
 
     code, out = status()
     assert code == 1 and "1 runs, 1 done. To be made: tables/digits, figures/digits-tradeoff" in out
-    assert re.search(rf"{PSAT} +done +clean \d+\.\d %, robust \d+\.\d %", out)
+    verdict = folder.record_of(judged.run(PSAT), "evaluate")
+    clean, robust = (f"{100 * verdict[name]:.1f} %" for name in ("clean", "robust"))
+    assert clean != robust and re.search(rf"{PSAT} +done +clean {clean}, robust {robust}", out)
     assert main(["report", "--study", "tiny.yaml"]) == 0
     (judged.run(PSAT).folder / "curvature.json").write_text("of an earlier study, and damaged")
     code, out = status()

@@ -86,6 +86,12 @@ def test_a_run_leaves_with_names_facts_and_verdict_as_robustbench_wants_them_and
         assert torch.equal(external.network(again, again.external)(x), trained_model(run, CPU)[0](x))
 
 
+def test_the_accuracies_of_an_export_are_those_of_the_verdict(tiny):
+    run = tiny.runs[0].model_copy(update={"model": "preactresnet18"})
+    facts = export.model_info(run, {"clean": 0.9, "robust": 0.4, "n": 10_000})
+    assert (facts["clean_acc"], facts["reported"], facts["autoattack_acc"]) == ("90.00", "40.00", "40.00")
+
+
 @pytest.mark.parametrize("model", ["preactresnet18", "wrn-34-10"])
 def test_robustbench_own_code_gives_the_same_logits(exported, model):
     try:
