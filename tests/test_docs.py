@@ -23,13 +23,13 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 import sat_core
 from sat_core.runs.check import check
 from sat_core.runs.trainer import Trainer
-from sat_core.study import Study
+from sat_core.study import Study, defense_names
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/loop.md", "docs/tutorial.md")
 MODULES = (
-    *("fields", "attacks", "difficulty", "judge", "sanity", "defenses", "models"),
-    *("hessian", "hessian.objective", "hessian.planes"),
+    *("fields", "attacks", "awp", "difficulty", "judge", "sanity", "defenses", "models"),
+    *("hessian", "hessian.objective", "hessian.planes", "hessian.traces", "report.comparisons"),
 )
 RESULTS = {"Perturbation", "Verdict"}
 """What public functions return: their examples show them."""
@@ -62,13 +62,31 @@ def test_the_python_on_a_page_runs_from_top_to_bottom(page):
         example.evaluate()
 
 
-@pytest.mark.parametrize("page", ["docs/studies.md", "config/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/studies.md", "config/README.md"])
 def test_the_studies_on_a_page_are_valid(page, write_study):
     found = re.findall("```yaml\n(.*?)```", (REPOSITORY / page).read_text(encoding="utf-8"), re.DOTALL)
     assert found
     for text in found:
         study = Study(write_study(text, "example"))
         check(study, study.runs)
+
+
+def test_the_dataset_that_contributing_shows_serves_every_defense(write_study, tmp_path):
+    (found,) = re.findall("```yaml\n(.*?)```", (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets/pets.yaml").write_text(found)
+    for label in ("cat", "dog", "emu", "fox"):
+        for part in ("train", "test"):
+            (tmp_path / "data/pets" / part / label).mkdir(parents=True)
+    table = {"dataset": "pets", "models": ["preactresnet18"], "defenses": sorted(defense_names())}
+    study = Study(write_study({"tables": {"pets": table | {"epsilons": ["8/255"]}}}))
+    check(study, study.runs)
+
+
+def test_every_test_that_a_page_names_exists():
+    named = {name for page in REPOSITORY.glob("docs/**/*.md") for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    tests = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    assert named and named <= set(re.findall(r"^def (test_\w+)\(", tests, re.MULTILINE))
 
 
 def evidence_says(root: Path) -> str:

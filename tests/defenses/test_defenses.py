@@ -8,11 +8,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from defenses import restated
 from helpers import REPOSITORY, TINY, run_epoch
 from torch import nn
 
 from sat_core import defenses
-from sat_core.attacks import PGD, Perturbation, uniform_start
+from sat_core.attacks import PGD, Perturbation
 from sat_core.defenses.dynamic import fosc
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Study, defense_names
@@ -173,44 +174,11 @@ def test_cat_follows_its_rule_restated_plainly(loss):
     assert cat.outer_loss(batch, found).item() == pytest.approx(expected_loss, rel=1e-5)
 
 
-def test_hsat_follows_its_rule_restated_plainly():
-    batch = make_batch(n=64, steps=8)
-    hsat = defenses.build("hsat", {"curriculum": {"kind": "linear", "epochs": [0, 1], "stop": 0.6}}, EPOCHS)
-    with torch.no_grad():
-        batch.model[3].weight.mul_(6)
-    torch.manual_seed(7)
-    found = hsat.perturb(batch)
-    torch.manual_seed(7)
-    z = uniform_start(batch.x, 0.2)
-    steps, stopped, reached = torch.zeros(64, dtype=torch.int64), torch.zeros(64, dtype=torch.bool), []
-    for step in range(8):
-        leaf = z.clone().requires_grad_()
-        features = batch.model[:3](leaf)
-        logits = batch.model[3](features)
-        p = logits.softmax(1)
-        s = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-        gain = features.square().sum(1) + 1
-        if step == 0:
-            largest = gain.mean() / 2  # what lambda_max(S) <= 1/2 makes of the mean gain
-        u = (torch.linalg.eigvalsh(s)[:, -1] * gain / largest).clamp(max=1)
-        psi = torch.where(logits.argmax(1) == batch.y, u / 2, 1 - u / 2)
-        reached.append(int(((psi > 0.6) & ~stopped).sum()))
-        stopped |= psi > 0.6
-        (g,) = torch.autograd.grad(F.cross_entropy(logits, batch.y, reduction="sum"), leaf)
-        moved = (z + 0.05 * g.sign()).clamp(batch.x - 0.2, batch.x + 0.2).clamp(0, 1)
-        z = torch.where(stopped[:, None, None, None], z, moved)
-        steps += ~stopped
-    assert sum(reached[1:]) > 3 and not stopped.all()  # some stop on the way, some never
-    assert torch.allclose(found.x, z, atol=1e-5)
-    assert torch.equal(found.steps, steps)
-
-
-@pytest.mark.parametrize("metric", ["classifier", "gauss_newton"])
-def test_hsat_at_lambda_one_never_stops(metric):
-    batch = make_batch()
-    options = {"metric": metric, "curriculum": {"kind": "linear", "epochs": [0, 1]}}
-    hsat = defenses.build("hsat", options, EPOCHS)
-    assert (hsat.perturb(batch).steps == 5).all()
+def test_the_loss_of_an_attack_alone_is_the_cross_entropy():
+    batch = restated.make_batch()
+    found = restated.near(batch)
+    expected = -sum(restated.probabilities(batch.model, found.x[i])[batch.y[i]].log() for i in range(9)) / 9
+    assert restated.differences(batch, restated.defense("madry").outer_loss(batch, found), expected) <= 1e-9
 
 
 def test_older_curricula_follow_their_difficulty():

@@ -29,12 +29,12 @@ def make_batch(n: int = 48, steps: int = 6, epsilon: float = 0.3) -> defenses.Ba
     with torch.no_grad():
         model[3].weight.mul_(12)
         y = torch.where(torch.rand(n) < 0.85, model(x).argmax(dim=1), torch.randint(5, (n,)))
-    return defenses.Batch(model, x, y, torch.arange(n), 5, 0, PGD(epsilon, epsilon / 6, steps))
+    return defenses.Batch(model, x, y, torch.arange(n), 5, 3, PGD(epsilon, epsilon / 6, steps))
 
 
 def attacked(batch: defenses.Batch, limit: float, metric: str = "classifier", seed: int = 1) -> Perturbation:
-    """What H-SAT makes of a batch while lambda is ``limit``."""
-    curriculum = {"kind": "steps", "epochs": [0], "start": limit, "stop": limit}
+    """What H-SAT makes of a batch of epoch 3 in which lambda has become ``limit``."""
+    curriculum = {"kind": "steps", "epochs": [3], "start": 1, "stop": limit}
     torch.manual_seed(seed)
     return defenses.build("hsat", {"metric": metric, "curriculum": curriculum}, 10).perturb(batch)
 
@@ -145,7 +145,7 @@ def tie(others: tuple[float, float]) -> defenses.Batch:
         model[1].weight.zero_()
         model[1].weight[:2, 0] = torch.tensor([100.0, -100.0])
         model[1].bias.copy_(torch.tensor([-50.0, 50.0, *others]))
-    return defenses.Batch(model, x, torch.zeros_like(t).long(), torch.arange(21), 4, 0, PGD(0.1, 0.1, 1))
+    return defenses.Batch(model, x, torch.zeros_like(t).long(), torch.arange(21), 4, 3, PGD(0.1, 0.1, 1))
 
 
 def test_psi_is_continuous_where_the_two_likeliest_classes_tie():

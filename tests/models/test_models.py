@@ -17,7 +17,6 @@ from sat_core.defenses import Batch, build
 from sat_core.errors import ConfigError
 from sat_core.models._residual import Block
 from sat_core.models.cnn import FoldingConv2d
-from sat_core.runs.check import check
 from sat_core.runs.trainer import Trainer
 from sat_core.study import Study
 from sat_core.study.settings import Data
@@ -228,12 +227,3 @@ print("compiled graphs:", torch._dynamo.utils.counters["stats"]["unique_graphs"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) == (2 if compiler else 0)  # the attack and the step, for whole batches
-
-
-def test_hsat_says_that_it_cannot_be_compiled(write_study):
-    override = {"training": {"compile": True}, "options": {"curriculum": {"kind": "steps", "epochs": [0, 1]}}}
-    study = TINY | {"overrides": [TINY["overrides"][0], {"set": override}]}
-    study["tables"] = {"digits": TINY["tables"]["digits"] | {"defenses": ["hsat"]}}
-    loaded = Study(write_study(study))
-    with pytest.raises(ConfigError, match="compile"):
-        check(loaded, loaded.runs)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from helpers import MADRY, REPOSITORY, TINY, write_run
+from helpers import MADRY, TINY, write_run
 
 from sat_core.__main__ import main
 from sat_core.errors import ConfigError
@@ -22,7 +22,6 @@ from sat_core.runs import folder
 from sat_core.runs.files import read_json, write_json
 from sat_core.runs.trivial import is_trivial
 from sat_core.study import Study, defense_names, usual_names
-from sat_core.study.address import Epsilon
 
 GOLDEN = Path(__file__).parent / "golden"
 LABELS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -173,21 +172,6 @@ def test_the_paper_stands_beside_ours_with_the_difference(mnist):
     assert cells.loc[("psat", "0.3", "robust"), "difference"] == pytest.approx(-2)
     text, tex = render.markdown(accuracy), latex.latex(accuracy, "mnist")
     assert "↳ paper" in text and r"{\scriptsize 92.00 ($-$2.00)}" in tex
-
-
-def test_published_numbers_are_of_things_that_exist_here():
-    datasets = {path.stem for path in (REPOSITORY / "config/datasets").glob("*.yaml")}
-    defenses = {path.stem for path in (REPOSITORY / "sat_core/defenses").glob("[!_]*.py")}
-    assert len(numbers.published()) == 2 * (12 + 10) + 3 + 5 + 5 + 8  # the paper, its predecessor, others
-    for (dataset, _, defense, epsilon, _), number in numbers.published().items():
-        assert dataset in datasets and defense in defenses and 0 < epsilon < 1
-        assert 0 <= number["published"] <= 100 and number["label"] and len(number["source"]) > 40
-    for table in yaml.safe_load(numbers.PAPER.read_text()):
-        for epsilon, rows in table["accuracy"].items():
-            assert Epsilon.parse(epsilon)
-            for row in rows.values():
-                order = [row[name] for name in numbers.AFTER if name in row]
-                assert order == sorted(order, reverse=True) and set(row) <= {*numbers.AFTER, "trivial"}
 
 
 def test_with_one_seed_the_interval_is_wilsons():

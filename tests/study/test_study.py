@@ -2,7 +2,6 @@
 
 import copy
 import json
-import re
 import zlib
 
 import jsonschema
@@ -15,7 +14,7 @@ from sat_core.errors import ConfigError
 from sat_core.fields import at
 from sat_core.runs import rehearsal
 from sat_core.runs.check import check
-from sat_core.study import PROJECT_CONFIG, RunId, Study, defense_names
+from sat_core.study import PROJECT_CONFIG, RunId, Study
 from sat_core.study.address import Epsilon
 from sat_core.study.file import DatasetFile, StudyFile
 from sat_core.study.fingerprint import changes, code, made_of
@@ -291,7 +290,6 @@ BAD = {
 def test_a_bad_study_gets_one_sentence(write_study, name, capsys):
     content, sentence = BAD[name]
     path = write_study(content)
-    assert len(BAD) >= 40
     assert main(["check", "--study", str(path)]) != 0
     captured = capsys.readouterr()
     assert sentence in captured.err
@@ -324,18 +322,3 @@ def test_the_editor_schemas_are_those_of_the_code():
 def test_the_page_of_settings_is_that_of_the_code():
     settings = script("workflow/schemas/refresh.py").settings()
     assert (REPOSITORY / "docs/settings.md").read_text() == settings, "run `make schemas`"
-
-
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
-def test_the_examples_in_the_documents_are_valid(page, write_study, tmp_path):
-    (found,) = re.findall("```yaml\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
-    if page == "CONTRIBUTING.md":
-        (tmp_path / "datasets").mkdir()
-        (tmp_path / "datasets/pets.yaml").write_text(found)
-        for part in ("train", "test"):
-            for label in ("cat", "dog", "emu", "fox"):
-                (tmp_path / "data/pets" / part / label).mkdir(parents=True)
-        table = {"dataset": "pets", "models": ["preactresnet18"], "defenses": sorted(defense_names())}
-        found = yaml.safe_dump({"tables": {"pets": table | {"epsilons": ["8/255"]}}})
-    study = Study(write_study(found, "example"))
-    check(study, study.runs)
