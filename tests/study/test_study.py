@@ -107,6 +107,14 @@ def test_a_training_is_not_made_of_the_place_of_the_data_nor_of_what_follows_it(
     assert changes(recorded, faster, "train") == ["training.lr 0.05 -> 0.1"]
 
 
+def test_a_training_is_made_of_its_radius_and_seed(write_study, tiny_study):
+    tiny_study["tables"]["digits"] |= {"epsilons": [0.3, 0.2], "seeds": [0, 1]}
+    runs = {run.id.path: run for run in Study(write_study(tiny_study)).runs}
+    recorded = made_of(runs["digits/cnn/madry/eps0.3/seed0"], "train")
+    assert changes(recorded, runs["digits/cnn/madry/eps0.2/seed0"], "train") == ["epsilon 0.3 -> 0.2"]
+    assert changes(recorded, runs["digits/cnn/madry/eps0.3/seed1"], "train") == ["seed 0 -> 1"]
+
+
 def test_what_is_made_with_the_packages_public_names_depends_on_where_they_are_from(tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text("from sat_core import lambda_max\n")
