@@ -10,6 +10,7 @@ import torch
 from helpers import MADRY
 
 from sat_core.__main__ import main
+from sat_core.report import products
 from sat_core.report.page import parts, write_page, write_report
 from sat_core.report.page.data import outline
 from sat_core.report.page.entries import Entry, describe
@@ -180,23 +181,21 @@ def test_it_never_shows_what_is_no_longer_there(study, page):
     assert figure.read_bytes() == drawn
 
 
-def test_a_figure_of_complete_runs_is_drawn_again_only_for_other_ones(study, page):
+def test_a_figure_of_complete_runs_is_drawn_again_only_for_other_ones(study):
     text = study.path.read_text()
-    study.path.write_text(text.replace("[0, 1]", "[0]").replace('"seed": 1', '"seed": 0').replace("1e+30", "0.05"))
+    complete = text.replace("[0, 1]", "[0]").replace('"seed": 1', '"seed": 0').replace("1e+30", "0.05")
+    study.path.write_text(complete.replace('["psat"]', "[]"))  # without the figures that take long
     try:
         complete, figure = Study(study.path), study.folder / "figures/digits-tradeoff.png"
         write_report(complete)
         before = figure.stat().st_mtime_ns
-        write_report(complete)
-        assert figure.stat().st_mtime_ns == before
         verdict = complete.run("digits/cnn/psat/eps0.3/seed0").folder / "autoattack.json"
         verdict.touch()
         write_report(complete)
         assert figure.stat().st_mtime_ns == before
         content = read_json(verdict)
         write_json(verdict, content | {"device": "another machine"})
-        write_report(complete)
-        assert figure.stat().st_mtime_ns > before
+        assert not products.figure(complete, "digits", "tradeoff").is_current()
         write_json(verdict, content)
     finally:
         study.path.write_text(text)

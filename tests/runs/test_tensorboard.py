@@ -4,7 +4,7 @@ import resource
 
 import pytest
 import torch
-from helpers import PSAT, TINY, results, stop_after
+from helpers import PSAT, results, stop_after, tiny_with
 
 from sat_core.errors import ConfigError, Interrupted
 from sat_core.runs import folder
@@ -15,8 +15,7 @@ from sat_core.study import Study
 
 
 def shown(write_study, name):
-    overrides = [*TINY["overrides"], {"set": {"training": {"tensorboard": True}}}]
-    return Study(write_study(TINY | {"overrides": overrides}, name))
+    return Study(write_study(tiny_with(training={"tensorboard": True}), name))
 
 
 def test_without_the_package_one_sentence_says_so(write_study, monkeypatch):
