@@ -63,6 +63,10 @@ class Defense(Frozen):
         """The limit of this epoch (lambda), for the records; None where there is no curriculum."""
         return None
 
+    def begins(self) -> int:
+        """The first epoch, from 0, in which it is not Madry's any more; for the records."""
+        return 0
+
     def initial_state(self, train_size: int, device: torch.device) -> dict[str, Tensor]:
         """Tensors to keep across steps, at the start of training.
 

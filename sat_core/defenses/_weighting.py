@@ -18,6 +18,9 @@ class Weighted(Defense):
         if self.begin > epochs:
             raise ValueError(f"begin {self.begin} is not in 0..{epochs}")
 
+    def begins(self) -> int:
+        return int(self.begin)
+
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     """The mean of losses (N,) under weights (N,) >= 0, which are scaled to a mean of 1."""

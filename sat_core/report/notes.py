@@ -53,10 +53,18 @@ def reading(table: Table, rows: pd.DataFrame) -> list[str]:
     return [
         f"Bold is the best of a column{several}, trivial classifiers{ordinary} aside.",
         f"{TRIVIAL} (red): {trivial} as a trivial classifier, which is constant, or no better than a constant.",
+        early(rows),
         missing(table, rows),
         standing(rows),
         precisions(rows),
     ]
+
+
+def early(rows: pd.DataFrame) -> str:
+    """Which networks were chosen before the epoch from which on they are what their row says, or nothing."""
+    told = [one_run(a, rows) for a in rows[rows["early"].astype(bool)].itertuples()]
+    begun = "its method's weights, perturbation or averages begin, and so without them"
+    return f"Selected in an epoch before {begun}: {'; '.join(told)}." if told else ""
 
 
 def missing(table: Table, rows: pd.DataFrame) -> str:

@@ -32,12 +32,14 @@ COSTS = ("epoch_seconds", "steps", "steps_saved", "memory", "gpu_memory")
 def results(study: Study, table: Table) -> pd.DataFrame:
     """One row a run of the table that has been evaluated.
 
-    Columns: its address; accuracies in %, clean, after each attack, robust; ``n`` test images; whether it is trivial;
-    the seconds that each attack took, and the device. Raises ConfigError if its files are damaged.
+    Columns: its address; accuracies in %, clean, after each attack, robust; ``n`` test images; whether it is trivial,
+    and whether the epoch chosen is ``early``, before the run's method begins; the seconds that each attack took, and
+    the device. Raises ConfigError if its files are damaged.
     """
     rows = [row for id in table.run_ids if (row := evaluated(study.run(id))) is not None]
     columns = [*ADDRESS, *AFTER, *(f"seconds_{attack}" for attack in SECONDS.values()), *LAST]
-    columns += ["n", "trivial", "flags", "external", "attacked", "version", "precision", "device", "stale", "accepted"]
+    columns += ["n", "trivial", "early", "flags", "external", "attacked", "version", "precision", "device"]
+    columns += ["stale", "accepted"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -61,6 +63,7 @@ def row(run: Run, summary: dict[str, Any], images: pd.DataFrame) -> dict[str, An
         "flags": ", ".join(summary.get("flags", ())),
         "external": elsewhere(record),
         "attacked": record.get("attacked", run.base != "standard"),  # records of externals do not say
+        "early": (record.get("best_epoch") or 0) < record.get("begins", 0),
         "version": summary.get("version", "standard"),
         "precision": summary.get("precision", "float32"),
         "device": summary["device"],

@@ -143,6 +143,7 @@ def write_results(run: Run, trainer: Trainer, snapshots: dict[str, str]) -> None
     chosen = trainer.history[trainer.best["epoch"]]
     record = {
         "best_epoch": trainer.best["epoch"],
+        "begins": trainer.begins,
         "attacked": trainer.defense.selects_on == "robust",
         "validation": {"clean": chosen["validation_clean"], "robust": chosen["validation_robust"]},
         "seconds": sum(row["seconds"] for row in trainer.history),

@@ -193,6 +193,13 @@ class Trainer:
             return contextlib.nullcontext()
         return adversarial_weights(self.model, loss, awp.gamma)
 
+    @property
+    def begins(self) -> int:
+        """The first epoch, from 0, in which all is at work that the run is named for: weights, AWP, averages."""
+        config = self.run.training
+        added = [config.awp.warm_up if config.awp else 0, config.average_from if config.average else 0]
+        return max(self.defense.begins(), *(at(when, config.epochs) for when in added))
+
     def average_weights(self, kind: str) -> None:
         """Take the present weights into the average, if it is of that kind: ``ema`` each step, ``swa`` each epoch.
 

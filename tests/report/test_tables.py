@@ -395,6 +395,13 @@ def test_trivial_means_constant_or_no_better():
     assert not is_trivial(balanced.assign(prediction=balanced["label"]))
 
 
+def test_the_note_says_which_network_was_selected_before_its_method_begins(judged):
+    path = judged.run(MADRY).folder / "run.json"
+    for best, begins, told in ((4, 5, True), (5, 5, False)):
+        write_json(path, read_json(path) | {"best_epoch": best, "begins": begins})
+        assert ("and so without them: madry, ε = 0.3, seed 0." in sheets(judged)[0].note) == told
+
+
 def test_the_note_says_what_was_not_judged_in_float32(judged):
     assert not any("float32" in sheet.note for sheet in sheets(judged))
     path = judged.run("digits/cnn/madry/eps0.3/seed1").folder / "autoattack.json"

@@ -339,3 +339,19 @@ def test_what_comes_after_training_and_fails_is_left_to_its_own_job(judged, capl
     assert main(["train", "--study", "tiny.yaml", "--run", PSAT, "--whole"]) == 0
     assert f"evaluate of {PSAT} is left to its own job: it cannot be judged" in caplog.text
     assert main(["evaluate", "--study", "tiny.yaml", "--run", PSAT]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "begins"),
+    [
+        ("madry", {}, 0),
+        ("madry", {"awp": {"gamma": 0.01, "warm_up": 3}}, 3),
+        ("mail", {"awp": {"gamma": 0.01, "warm_up": 3}}, 6),
+        ("gairat", {"average": "swa", "average_from": 7}, 7),
+    ],
+)
+def test_it_is_on_record_when_all_that_a_run_is_named_for_begins(write_study, name, training, begins):
+    content = {"tables": {"digits": TINY["tables"]["digits"] | {"defenses": [name]}}}
+    content["overrides"] = [{"set": {"training": {"epochs": 8, "milestones": [4], **training}}}]
+    run = Study(write_study(content)).run(f"digits/cnn/{name}/eps0.3/seed0")
+    assert Trainer(run, torch.device("cpu")).begins == begins
