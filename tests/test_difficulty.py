@@ -76,6 +76,14 @@ def small_network() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     return model, torch.rand(6, 1, 4, 4, dtype=torch.float64), torch.randint(3, (6,))
 
 
+def convolutional_network() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A convolution of many pixels and few channels, and one of few and many: the norms are computed differently."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 32, 3, stride=2, bias=False), nn.ReLU()]
+    model = models.Normalized(nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 10)), [0.5] * 3, [0.3] * 3)
+    return model.eval().requires_grad_(False), torch.rand(4, 3, 8, 8), torch.arange(4)
+
+
 def dense_hessian(model, x, y, names):
     """The loss Hessian of one sample in the named parameters, flat."""
     whole = dict(model.named_parameters())
@@ -104,8 +112,10 @@ def test_classifier_curvature_is_its_block_of_the_hessian_and_a_lower_bound_of_t
         assert ours[i] <= whole * (1 + 1e-5)
 
 
-def test_gradient_norms_are_those_of_each_sample_alone():
-    model, x, y = small_network()
+@pytest.mark.parametrize("network", [small_network, convolutional_network])
+def test_gradient_norms_are_those_of_each_sample_alone(network):
+    model, x, y = network()
+    model, x = model.double(), x.double()
     with capture(*parametric_layers(model), deltas=True) as seen:
         leaf = x.clone().requires_grad_()
         torch.autograd.grad(F.cross_entropy(model(leaf), y, reduction="sum"), leaf)
@@ -117,11 +127,7 @@ def test_gradient_norms_are_those_of_each_sample_alone():
 
 
 def test_gradient_norms_in_bfloat16_are_those_of_float32():
-    """Of many pixels and few channels, of few and many, of batch norm and of the last layer."""
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 32, 3, stride=2, bias=False), nn.ReLU()]
-    model = models.Normalized(nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 10)), [0.5] * 3, [0.3] * 3).eval()
-    x, y, norms = torch.rand(4, 3, 8, 8), torch.arange(4), {}
+    (model, x, y), norms = convolutional_network(), {}
     for precision in ("float32", "bfloat16"):
         models.compute_in(precision, model)
         with capture(*parametric_layers(model), deltas=True) as seen:

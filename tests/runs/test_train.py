@@ -42,8 +42,10 @@ def test_a_signal_at_any_step_costs_nothing(judged, monkeypatch, steps):
     assert results(run) == whole
 
 
-@pytest.mark.parametrize(("name", "training"), [("cat", {}), ("madry", {"average": "ema"})])
-def test_radii_of_samples_and_averages_of_weights_outlive_a_signal(write_study, monkeypatch, name, training):
+@pytest.mark.parametrize(
+    ("name", "training"), [("cat", {}), ("madry", {"average": "ema"}), ("madry", {"epochs": 3, "milestones": [2]})]
+)
+def test_radii_of_samples_averages_of_weights_and_milestones_outlive_a_signal(write_study, monkeypatch, name, training):
     content = tiny_with(training=training, data={"train_images": 300})
     content["tables"] = {"digits": TINY["tables"]["digits"] | {"defenses": ["cat", "madry", "psat"]}}
     whole, cut = (Study(write_study(content, study)).run(MADRY.replace("madry", name)) for study in ("whole", "cut"))
@@ -137,6 +139,22 @@ def test_no_checkpoint_holds_a_loss_that_is_not_finite(write_study):
         train(run)
     state = checkpoint.load_checkpoint(run.folder / "checkpoint.pt", lambda _: [])
     assert state["step_count"] and state["sums"].isfinite().all()
+
+
+def test_nor_does_the_one_before_a_long_validation(tiny, monkeypatch):
+    run, validate = tiny.run(PSAT), Trainer.validate
+
+    def spoilt(self):
+        found = validate(self)
+        for weights in self.model.parameters():
+            weights.data.mul_(1e30)
+        return found
+
+    monkeypatch.setattr("sat_core.runs.train.LONG", 0)
+    monkeypatch.setattr(Trainer, "validate", spoilt)
+    with pytest.raises(Hopeless, match="the loss is"):
+        train(run)
+    assert not (run.folder / "checkpoint.pt").exists()
 
 
 def test_out_of_memory_is_one_sentence(tiny, monkeypatch, capsys):
