@@ -193,6 +193,17 @@ def test_with_lambda_zero_only_samples_without_any_curvature_move(metric):
     assert torch.equal(attacked(batch, 0.0, metric).steps > 0, certain)
 
 
+def test_lambda_is_that_of_the_epoch():
+    hsat, moved = defenses.build("hsat", {"curriculum": {"kind": "linear", "epochs": [0, 10]}}, 11), []
+    for epoch in range(8):
+        batch = dataclasses.replace(make_batch(), epoch=epoch)
+        torch.manual_seed(1)
+        steps = hsat.perturb(batch).steps
+        assert torch.equal(steps, attacked(make_batch(), (epoch + 1) / 10).steps)
+        moved.append(int(steps.sum()))
+    assert moved == sorted(set(moved))
+
+
 @METRICS
 def test_no_state_is_kept(metric):
     batch = make_batch()
