@@ -79,7 +79,7 @@ class Defense(Frozen):
         """The inner maximisation: x' for a batch.
 
         The model comes in train mode, and is to be left so; for a forward pass of one's own there is
-        :func:`sat_core.frozen`, or batch norm's statistics move.
+        :func:`~sat_core.attacks.frozen`, or batch norm's statistics move.
         """
         start = uniform_start(batch.x, batch.attack.epsilon)
         return batch.attack(batch.model, batch.x, cross_entropy(batch.y), start=start)
