@@ -97,7 +97,9 @@ def test_a_finished_training_whose_snapshot_is_spoilt_begins_anew(write_study, m
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP])
-def test_the_command_line_turns_a_signal_into_status_75(tiny, monkeypatch, capsys, number):
+def test_the_command_line_turns_a_signal_into_status_75(tiny, monkeypatch, capsys, request, number):
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup one is ignored
+    request.addfinalizer(lambda: signal.signal(number, before))
     stop_after(monkeypatch, 3, number)
     assert main(["train", "--study", str(tiny.path), "--run", PSAT]) == 75
     assert f"interrupted: {number.name}: saved in epoch 1, step 3" in capsys.readouterr().err
