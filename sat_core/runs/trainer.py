@@ -218,7 +218,7 @@ class Trainer:
 
         Ours: what always the same answer could reach counts for nothing, in either accuracy. Else a constant, 10 %
         robust of ten classes, would be chosen before a network that is right about clean images and never about
-        attacked ones; and of such networks the one that least can be, for two attacked images more that it is right on.
+        attacked ones; and of such networks one that is wrong about many, for a few attacked images more.
         """
         if self.run.training.select == "last":
             return (self.epoch,)
