@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from PIL import Image
+from torch import nn
 
 from sat_core.judge import ATTACKS
 from sat_core.runs import folder
@@ -62,6 +63,17 @@ def edited(study: Study, **settings) -> Study:
     content["overrides"].append({"set": settings})
     study.path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return Study(study.path)
+
+
+class Wrapped(nn.Module):
+    """A network whose output goes through a function."""
+
+    def __init__(self, network, last):
+        super().__init__()
+        self.network, self.last = network, last
+
+    def forward(self, x):
+        return self.last(self.network(x))
 
 
 def script(path: str) -> ModuleType:

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Wrapped
 from torch import nn
 
 from sat_core import PGD, Objective, autoattack, cross_entropy, lambda_max, uniform_start
@@ -12,17 +13,6 @@ from sat_core.difficulty import capture, parametric_layers
 from sat_core.runs.files import HOST, atomic
 
 ATTACK = PGD(0.1, 0.025, 3)
-
-
-class Returning(nn.Module):
-    """A network whose output is made something else."""
-
-    def __init__(self, network, change):
-        super().__init__()
-        self.network, self.change = network, change
-
-    def forward(self, x):
-        return self.change(self.network(x))
 
 
 class Square(torch.autograd.Function):
@@ -117,8 +107,8 @@ def test_a_pass_that_came_to_nothing_leaves_nothing_behind():
         (lambda m, x, y: autoattack(m, x, y[:, None], epsilon=0.1), r"6 images need labels int64 \(6,\)"),
         (lambda m, x, y: autoattack(m, x, y.int(), epsilon=0.1), "not torch.int32"),
         (lambda m, x, y: autoattack(m, x, y + 4, epsilon=0.1), "are not those of 4 classes"),
-        (lambda m, x, y: autoattack(Returning(m, lambda z: (z, z)), x, y, epsilon=0.1), "gives tuple, not a tensor"),
-        (lambda m, x, y: autoattack(Returning(m, lambda z: z * torch.nan), x, y, epsilon=0.1), "are not finite"),
+        (lambda m, x, y: autoattack(Wrapped(m, lambda z: (z, z)), x, y, epsilon=0.1), "gives tuple, not a tensor"),
+        (lambda m, x, y: autoattack(Wrapped(m, lambda z: z * torch.nan), x, y, epsilon=0.1), "are not finite"),
         (lambda m, x, y: uniform_start(x, torch.full((6,), 0.1)), r"one a sample, \(6, 1, 1, 1\), not \(6,\)"),
         (lambda m, x, y: ATTACK(m, x, cross_entropy(y), start=x, step_size=torch.ones(6)), "step_size is a number, or"),
         (lambda m, x, y: PGD(0.1, 0.1, 1, "evall"), "neither eval nor train"),

@@ -126,14 +126,19 @@ class SelfPaced(Defense):
         )
 
     def within(self, limit: float, batch: Batch, iterate: Iterate) -> Tensor:
-        """psi <= lambda, bool (n,); raises ConfigError where psi is not one number a sample."""
+        """psi <= lambda, bool (n,)."""
+        return self.checked_difficulty(batch, iterate) <= limit
+
+    def checked_difficulty(self, batch: Batch, iterate: Iterate) -> Tensor:
+        """What :meth:`difficulty` gives; raises ConfigError where that is not one number a sample."""
         difficulty = self.difficulty(batch, iterate)
-        if difficulty.shape != iterate.rows.shape:
+        if not isinstance(difficulty, Tensor) or difficulty.shape != iterate.rows.shape:
+            is_ = f"has the shape {tuple(difficulty.shape)}" if isinstance(difficulty, Tensor) else f"is {difficulty}"
             raise ConfigError(
-                f"defense '{type(self).__name__.lower()}': its difficulty has the shape {tuple(difficulty.shape)}, "
-                f"where a number for each of {len(iterate.rows)} samples is expected"
+                f"defense '{type(self).__name__.lower()}': its difficulty {is_}, where a number for each of "
+                f"{len(iterate.rows)} samples is expected"
             )
-        return difficulty <= limit
+        return difficulty
 
     def binding(self, limit: float, rule: StoppingRule) -> StoppingRule | None:
         """``rule``, or None where no difficulty can exceed the limit: then the attack is Madry's at Madry's cost."""

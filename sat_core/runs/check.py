@@ -139,18 +139,15 @@ def _check_inside(defense: defenses.Defense, batch: defenses.Batch) -> None:
                 f"made last must be called last, on (N, features): it is {last} on {tuple(features.shape)}"
             )
     if isinstance(defense, SelfPaced) and type(defense).difficulty is not SelfPaced.difficulty:
-        found: list[tuple[int, Tensor]] = []
+        found: list[Tensor] = []
 
         def look(iterate: Iterate) -> Tensor:
-            found.append((len(iterate.rows), defense.difficulty(batch, iterate)))
+            found.append(defense.checked_difficulty(batch, iterate))
             return iterate.rows > 0  # the first stops: from then on the rows are not those of the batch
 
         batch.attack(batch.model, batch.x, cross_entropy(batch.y), start=batch.x, keep_going=look)
         _, high = defense.difficulty_range
-        for n, difficulty in found:
-            if not isinstance(difficulty, Tensor) or difficulty.shape != (n,):
-                kind = tuple(difficulty.shape) if isinstance(difficulty, Tensor) else type(difficulty).__name__
-                raise ConfigError(f"its difficulty is {kind}, where a number for each of {n} samples is expected")
+        for difficulty in found:
             if not (difficulty <= high + SLACK).all():  # nor of NaN; one below the lowest lambda is merely easy
                 raise ConfigError(f"its difficulty is {difficulty.tolist()}, but its range ends at {high:g}")
 

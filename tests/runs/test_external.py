@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from helpers import TINY, folder_of_images
+from helpers import TINY, Wrapped, folder_of_images
 from safetensors.torch import save_file
 from torch import nn
 
@@ -287,15 +287,6 @@ def test_doubts_name_what_fools_an_attack(last, said):
     x = torch.rand(50, 1, 8, 8)
     found = doubts(network.eval(), x, linear(x).argmax(dim=1))
     assert len(found) == len(said) and all(a.startswith(b) for a, b in zip(found, said, strict=True))
-
-
-class Wrapped(nn.Module):
-    def __init__(self, network, last):
-        super().__init__()
-        self.network, self.last = network, last
-
-    def forward(self, x):
-        return self.last(self.network(x))
 
 
 def test_images_outside_their_range_are_a_doubt():
